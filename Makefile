@@ -1,0 +1,47 @@
+# Needs Python 3.11+ with venv, and make. Everything else comes into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+SOURCES := transport vramancer_cli commands build_scripts tests
+
+.PHONY: setup demo test check format model report clean
+
+setup: $(READY)
+
+# torch first and alone: another version, or a range, may pull several GB of CUDA packages.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + " (make PYTHON=python3.12)" if sys.version_info < (3, 11) else 0)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) (about 1 GB; some minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+# Three real nodes on this machine share the built-in model and answer one question. ONCE=1: then stop.
+# PORT=5050: another port for the API. NODES=1: one node alone, to compare.
+demo: $(READY)
+	@$(BIN)/python -m build_scripts.demo $(if $(ONCE),--once) $(if $(PORT),--port $(PORT)) $(if $(NODES),--nodes $(NODES))
+
+test: $(READY)
+	@$(BIN)/python -m pytest
+
+check: $(READY)
+	@$(BIN)/ruff format --check $(SOURCES)
+	@$(BIN)/ruff check $(SOURCES)
+	@$(BIN)/pyright
+	@$(BIN)/lint-imports
+
+format: $(READY)
+	@$(BIN)/ruff format $(SOURCES)
+	@$(BIN)/ruff check --fix $(SOURCES)
+
+# Train the built-in model again (about 10 minutes on 2 cores).
+model: $(READY)
+	@$(BIN)/python -m build_scripts.train_guide
+
+report: $(READY)
+	@$(BIN)/python -m build_scripts.house_report
+
+clean:
+	rm -rf $(VENV) build dist .demo

@@ -1,0 +1,23 @@
+"""Rules for every test: under VRM_TEST_STRICT=1 a skipped test has failed, unless its reason is listed here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+
+import pytest
+
+ALLOWED_SKIPS = ("needs a CUDA device", "needs Windows", "needs macOS")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.skipped and os.environ.get("VRM_TEST_STRICT") == "1":
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        if not any(allowed in reason for allowed in ALLOWED_SKIPS):
+            report.outcome = "failed"
+            report.longrepr = f"{item.nodeid} was skipped under VRM_TEST_STRICT=1: {reason}"
+    return report

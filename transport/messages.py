@@ -1,0 +1,275 @@
+"""Every message of the wire, and the values that ride in them: `Step`, `Plan`, `NodeFacts`.
+
+Upper rooms import `Step` and `Plan` from here, so that the thing scheduled and the thing sent are one frozen
+value. No behaviour beyond small derived properties; never sockets, clocks or torch.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Final, Literal
+
+import msgspec
+
+from transport.types import (
+    Address,
+    DeviceFacts,
+    LayerRange,
+    LinkKind,
+    ModelSource,
+    Natural,
+    NodeFacts,
+    NodeId,
+    Versions,
+)
+
+PROTOCOL_MAJOR: Final = 1
+PROTOCOL_MINOR: Final = 0
+
+
+# --- values that messages carry -----------------------------------------------------------------------------
+
+
+class StepRow(msgspec.Struct, frozen=True, array_like=True):
+    """One sequence's share of a step.
+
+    The sequence has `start` tokens in its KV cache; this step adds `count` more. `blocks[g]` are block ids newly
+    given in cache group g, to be placed in the block table from index `first_block[g]` on; a `first_block` of 0
+    replaces the whole table. `sampled`: the row of the last of the `count` tokens is sampled from.
+    """
+
+    sequence: Natural
+    start: Natural
+    count: Natural
+    first_block: tuple[Natural, ...]
+    blocks: tuple[tuple[Natural, ...], ...]
+    sampled: bool
+
+
+class Step(msgspec.Struct, frozen=True, array_like=True):
+    """One pass of a ragged batch through all stages. The same value for a local and a remote stage.
+
+    Executed by (epoch, number), numbers counting from 0 without gaps in each epoch. `ended` are sequences whose
+    block tables the stages drop before executing `rows`; a step may have no rows. `token_ids` is empty unless the
+    plan says that stages need token ids (one per row token, in row order).
+    """
+
+    epoch: Natural
+    number: Natural
+    rows: tuple[StepRow, ...]
+    ended: tuple[Natural, ...] = ()
+    output: Literal["rows", "tokens"] = "rows"
+    token_ids: tuple[Natural, ...] = ()
+
+    @property
+    def token_count(self) -> int:
+        return sum(row.count for row in self.rows)
+
+    @property
+    def sampled_count(self) -> int:
+        return sum(row.sampled for row in self.rows)
+
+
+class ModelRef(msgspec.Struct, frozen=True):
+    """Which checkpoint: every node resolves `source` + `name` to a folder and refuses another `digest`.
+
+    `digest` is the SHA-256 (hex) of config.json and of every safetensors header, in file-name order.
+    """
+
+    name: str
+    source: ModelSource
+    location: str
+    digest: str
+
+
+class StagePlan(msgspec.Struct, frozen=True):
+    """A shard's place: `layers` on `node`, and the bytes that it may allocate there."""
+
+    node: NodeId
+    device: DeviceFacts
+    layers: LayerRange
+    weights_bytes: Natural
+    kv_bytes: Natural
+    workspace_bytes: Natural
+
+    @property
+    def total_bytes(self) -> int:
+        return self.weights_bytes + self.kv_bytes + self.workspace_bytes
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """Who holds which layers. Stages are in pipeline order and cover all layers exactly once, none empty.
+
+    `ends` is the node with embedding, final norm, output head and sampler (`ends_bytes` there, beside its stage).
+    `block_count` blocks of `block_tokens` tokens exist in each cache group on every stage.
+    """
+
+    epoch: Natural
+    model: ModelRef
+    dtype: str
+    context_tokens: Natural
+    block_tokens: Natural
+    block_count: Natural
+    max_step_tokens: Natural
+    ends: NodeId
+    ends_bytes: Natural
+    stages: tuple[StagePlan, ...]
+    reasons: dict[NodeId, str] = {}
+
+
+class NodeLoad(msgspec.Struct, frozen=True):
+    """A node's own figures, sent in every Pong. `layer_tokens` counts executed (layer, token) pairs since start."""
+
+    memory_used_bytes: Natural
+    layer_tokens: Natural
+    steps: Natural
+
+
+# --- messages -----------------------------------------------------------------------------------------------
+
+
+class Message(msgspec.Struct, frozen=True):
+    """Base of all messages. `type_id` is the frame's type; an unknown `optional` one is skipped, others close."""
+
+    type_id: ClassVar[int] = 0
+    optional: ClassVar[bool] = False
+
+
+class Hello(Message, frozen=True):
+    """First on every link, in both directions."""
+
+    type_id: ClassVar[int] = 1
+    major: Natural
+    minor: Natural
+    versions: Versions
+    node: NodeId
+    name: str
+    kind: LinkKind
+    features: tuple[str, ...] = ()
+
+
+class Goodbye(Message, frozen=True):
+    """The sender closes the link on purpose."""
+
+    type_id: ClassVar[int] = 2
+    reason: str
+
+
+class Join(Message, frozen=True):
+    """Worker to head, first after Hello on a control link."""
+
+    type_id: ClassVar[int] = 3
+    facts: NodeFacts
+
+
+class Welcome(Message, frozen=True):
+    """Head to worker: accepted. The worker answers each Ping; it takes silence of 3 intervals as a lost head."""
+
+    type_id: ClassVar[int] = 4
+    cluster: str
+    head: NodeId
+    head_addresses: tuple[Address, ...]
+    heartbeat_s: Annotated[float, msgspec.Meta(gt=0, le=3600)]
+
+
+class Refused(Message, frozen=True):
+    """Head to worker: not accepted, with a sentence and a hint for the user. The link closes."""
+
+    type_id: ClassVar[int] = 5
+    reason: str
+    hint: str
+
+
+class Ping(Message, frozen=True):
+    type_id: ClassVar[int] = 6
+    number: Natural
+
+
+class Pong(Message, frozen=True):
+    type_id: ClassVar[int] = 7
+    number: Natural
+    load: NodeLoad
+
+
+class Assign(Message, frozen=True):
+    """Head to worker: load stage `stage` of `plan`, then dial data links to the next stage (the last: to the head).
+
+    `addresses` has every node of the plan, best address first.
+    """
+
+    type_id: ClassVar[int] = 8
+    plan: Plan
+    stage: Natural
+    addresses: dict[NodeId, tuple[Address, ...]]
+
+
+class LoadProgress(Message, frozen=True):
+    type_id: ClassVar[int] = 9
+    epoch: Natural
+    loaded_bytes: Natural
+    total_bytes: Natural
+
+
+class StageReady(Message, frozen=True):
+    """Loaded. `direct`: the data link to the next stage stands; else it goes to the head, which relays."""
+
+    type_id: ClassVar[int] = 10
+    epoch: Natural
+    weights_bytes: Natural
+    kv_bytes: Natural
+    direct: bool
+
+
+class AssignRefused(Message, frozen=True):
+    """The worker cannot hold it: the head plans again with `present_bytes` as this node's limit."""
+
+    type_id: ClassVar[int] = 11
+    epoch: Natural
+    needed_bytes: Natural
+    present_bytes: Natural
+    reason: str
+
+
+class Release(Message, frozen=True):
+    """Head to worker: unload everything of this epoch and before."""
+
+    type_id: ClassVar[int] = 12
+    epoch: Natural
+
+
+class StageFailed(Message, frozen=True):
+    """Worker to head: a step could not be executed."""
+
+    type_id: ClassVar[int] = 13
+    epoch: Natural
+    number: Natural
+    reason: str
+
+
+class Activation(Message, frozen=True):
+    """Data link: hidden states entering stage `stage` of the plan, as tensor "hidden_states".
+
+    Shape [step.token_count, hidden]; `stage` == number of stages marks the pipeline's output, which holds only the
+    sampled rows, [step.sampled_count, hidden]. The frame's epoch and step number equal the step's.
+    """
+
+    type_id: ClassVar[int] = 14
+    stage: Natural
+    step: Step
+
+
+class StatusShare(Message, frozen=True):
+    """Head to worker, now and then: the cluster's status as JSON, for the worker's own board."""
+
+    type_id: ClassVar[int] = 15
+    optional: ClassVar[bool] = True
+    status: bytes
+
+
+MESSAGES: Final[dict[int, type[Message]]] = {
+    message.type_id: message
+    for message in (
+        Hello, Goodbye, Join, Welcome, Refused, Ping, Pong, Assign, LoadProgress, StageReady, AssignRefused,
+        Release, StageFailed, Activation, StatusShare,
+    )
+}  # fmt: skip
+"""Every message by its frame type."""

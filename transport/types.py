@@ -1,0 +1,111 @@
+"""Plain values that every floor shares: addresses, layer ranges, device and node facts, tensor descriptions.
+
+Only msgspec may be imported here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+import msgspec
+
+NodeId = str
+"""32 lower-case hex digits; the DNS name in the node's certificate."""
+
+Natural = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+"""An int for every type checker; the codec refuses one from the wire that is negative or over 63 bits."""
+
+LinkKind = Literal["control", "data"]
+DeviceKind = Literal["cpu", "cuda", "rocm", "mps", "xpu"]
+ModelSource = Literal["builtin", "folder", "hub"]
+
+DTYPE_BYTES: Final[dict[str, int]] = {
+    "float32": 4,
+    "float16": 2,
+    "bfloat16": 2,
+    "int8": 1,
+    "uint8": 1,
+    "int32": 4,
+    "int64": 8,
+}
+"""Bytes per element of each dtype that may cross the wire."""
+
+
+class Address(msgspec.Struct, frozen=True, array_like=True):
+    """A TCP address; `host` is an IPv4 or IPv6 literal or a name."""
+
+    host: str
+    port: Annotated[int, msgspec.Meta(ge=0, le=65535)]
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class LayerRange(msgspec.Struct, frozen=True, array_like=True, order=True):
+    """Decoder layers `[start, end)`; empty when start == end."""
+
+    start: Natural
+    end: Natural
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+    def __str__(self) -> str:
+        return f"[{self.start}, {self.end})"
+
+
+class DeviceFacts(msgspec.Struct, frozen=True):
+    """One accelerator (or the CPU) as its driver describes it; sizes in bytes, as read at `NodeFacts` time."""
+
+    kind: DeviceKind
+    index: Natural
+    name: str
+    total_bytes: Natural
+    free_bytes: Natural
+
+    def __str__(self) -> str:
+        return "cpu" if self.kind == "cpu" else f"{self.kind}:{self.index}"
+
+
+class Versions(msgspec.Struct, frozen=True):
+    """What computes: a plan may only mix nodes whose torch and transformers versions are equal."""
+
+    program: str
+    torch: str
+    transformers: str
+
+
+class NodeFacts(msgspec.Struct, frozen=True):
+    """What a node says of itself when it joins.
+
+    `limit_bytes` is all that the node will ever allocate for weights, KV and workspace (its `--memory`).
+    `addresses` are where its node port answers, best first; untrusted until dialled.
+    """
+
+    node_id: NodeId
+    name: str
+    os: str
+    device: DeviceFacts
+    limit_bytes: Natural
+    addresses: tuple[Address, ...]
+    versions: Versions
+
+
+class TensorSpec(msgspec.Struct, frozen=True, array_like=True):
+    """One tensor in a frame's payload: row-major, little-endian, `offset` bytes into the payload."""
+
+    name: str
+    dtype: str
+    shape: tuple[Natural, ...]
+    offset: Natural
+
+
+class Peer(msgspec.Struct, frozen=True):
+    """A cluster seen over mDNS. A rumour: nothing in it is trusted."""
+
+    cluster_id_prefix: str
+    name: str
+    addresses: tuple[Address, ...]
+    accepts_pairing: bool
+    api_port: int
+    version: str

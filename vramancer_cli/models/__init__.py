@@ -1,0 +1,1 @@
+"""What a model is, as values: facts, tensor layout, catalog. Pure; never torch, sockets, clocks."""

@@ -1,0 +1,85 @@
+"""Small models, nodes and settings for the tests of planning and cluster, and hypothesis strategies of them."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from transport.messages import ModelRef
+from transport.types import Address, DeviceFacts, DeviceKind, NodeFacts, NodeId, Versions
+from vramancer_cli.models.facts import ModelFacts
+from vramancer_cli.planning.facts import NodeCapacity, PlanSettings
+
+MIB = 1 << 20
+VERSIONS = Versions("0.1.0", "2.13.0", "5.23.0")
+
+
+def node_id(number: int) -> NodeId:
+    return f"{number:032x}"
+
+
+HEAD = node_id(0)
+
+
+def model_facts(
+    layers: tuple[int, ...] = (1000,) * 8,
+    *,
+    ends: int = 2000,
+    kv: tuple[int, ...] | None = None,
+    workspace: int = 1,
+    context_tokens: int = 4096,
+    checkpoint_dtype: str = "bfloat16",
+    name: str = "tiny",
+) -> ModelFacts:
+    """Figures in elements, as ModelFacts has them."""
+    return ModelFacts(
+        ref=ModelRef(name, "folder", f"models/{name}", f"digest of {name}"),
+        family="llama",
+        hidden_size=16,
+        vocab_size=64,
+        context_tokens=context_tokens,
+        checkpoint_dtype=checkpoint_dtype,
+        layer_parameters=layers,
+        ends_parameters=ends,
+        kv_elements_per_token=(2,) * len(layers) if kv is None else kv,
+        workspace_elements_per_token=workspace,
+    )
+
+
+def device(kind: DeviceKind = "cpu") -> DeviceFacts:
+    return DeviceFacts(kind, 0, f"a {kind}", 8 << 30, 4 << 30)
+
+
+def capacity(number: int, limit_bytes: int, kind: DeviceKind = "cpu") -> NodeCapacity:
+    return NodeCapacity(node_id(number), f"node-{number}", device(kind), limit_bytes)
+
+
+def node_facts(number: int, limit_bytes: int, versions: Versions = VERSIONS) -> NodeFacts:
+    addresses = (Address("127.0.0.1", 5000 + number),)
+    return NodeFacts(node_id(number), f"node-{number}", "linux", device(), limit_bytes, addresses, versions)
+
+
+def settings(context_tokens: int = 32, dtype: str = "float32", max_sequences: int = 4) -> PlanSettings:
+    return PlanSettings(dtype, context_tokens, block_tokens=16, max_step_tokens=16, max_sequences=max_sequences)
+
+
+@st.composite
+def models(draw: st.DrawFn, *, equal_layers: bool = False) -> ModelFacts:
+    count = draw(st.integers(1, 9))
+    size = st.integers(1, 400)
+    kv = st.integers(0, 6)
+    layers = (draw(size),) * count if equal_layers else tuple(draw(st.lists(size, min_size=count, max_size=count)))
+    per_token = (draw(kv),) * count if equal_layers else tuple(draw(st.lists(kv, min_size=count, max_size=count)))
+    workspace = draw(st.integers(0, 3))
+    return model_facts(layers, ends=draw(st.integers(0, 500)), kv=per_token, workspace=workspace)
+
+
+@st.composite
+def capacities(draw: st.DrawFn, ample: bool = False) -> tuple[NodeCapacity, ...]:
+    """1 to 5 nodes; node 0 is the head. Limits often collide, so that the order by node id matters.
+
+    `ample`: any one of them could hold any of `models()`.
+    """
+    few, many = (40_000, 200_000) if ample else (0, 16_000)
+    limit = st.one_of(st.integers(few, many), st.sampled_from((few + 2000, few + 4000, few + 8000)))
+    limits = draw(st.lists(limit, min_size=1, max_size=5))
+    return tuple(capacity(number, limit_bytes) for number, limit_bytes in enumerate(limits))

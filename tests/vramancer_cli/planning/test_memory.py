@@ -1,0 +1,74 @@
+"""What things cost, counted by hand, and the dtype that decides it."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.helpers.planning_values import capacity, model_facts, settings
+from transport.types import DeviceKind, LayerRange
+from vramancer_cli.planning.memory import SMALL_MODEL_BYTES, choose_dtype, context_tokens, price
+
+SMALL = model_facts(checkpoint_dtype="float16")
+LARGE = model_facts(layers=(SMALL_MODEL_BYTES // 16,) * 4, checkpoint_dtype="float16")  # its ends tip it over
+
+
+def test_prices_counted_by_hand() -> None:
+    facts = model_facts(layers=(10, 20), ends=7, kv=(2, 3), workspace=5)
+    costs = price(facts, settings(context_tokens=33, max_sequences=4), "bfloat16")
+    assert costs.workspace_bytes == 5 * 16 * 4  # float32 whatever the dtype
+    assert costs.ends_bytes == 7 * 2 + costs.workspace_bytes
+    assert costs.weights_bytes == (20, 40)
+    assert costs.block_bytes == (2 * 16 * 2, 3 * 16 * 2)
+    assert (costs.least_blocks, costs.most_blocks) == (4, 13)  # 33 tokens are 3 blocks of 16
+    assert costs.layer_bytes() == (20 + 64 * 4, 40 + 96 * 4)
+    assert costs.stage_kv_bytes(LayerRange(0, 2), 3) == 3 * (64 + 96)
+    assert costs.stage_weights_bytes(LayerRange(1, 2)) == 40
+
+
+def test_a_stages_workspace_has_room_to_copy_one_contexts_kv() -> None:
+    facts = model_facts(layers=(10, 20), ends=7, kv=(2, 30), workspace=1)
+    costs = price(facts, settings(context_tokens=100), "bfloat16")
+    assert costs.workspace_bytes == 30 * 100 * 2
+    assert costs.ends_bytes == 7 * 2 + 1 * 16 * 4  # the ends copy no KV
+
+
+def test_the_context_is_cut_to_what_the_checkpoint_declares() -> None:
+    facts = model_facts(context_tokens=64)
+    assert context_tokens(facts, settings(context_tokens=100)) == 64
+    assert context_tokens(facts, settings(context_tokens=48)) == 48
+    assert price(facts, settings(context_tokens=100), "float32").least_blocks == 5
+
+
+@pytest.mark.parametrize("kinds", [("cpu",), ("cuda", "cpu")])
+def test_auto_takes_float32_for_a_small_model_with_a_cpu(kinds: tuple[DeviceKind, ...]) -> None:
+    nodes = [capacity(i, 1, kind) for i, kind in enumerate(kinds)]
+    assert choose_dtype("auto", SMALL, nodes) == "float32"
+
+
+@pytest.mark.parametrize(
+    ("kinds", "declared", "chosen"),
+    [
+        (("cuda",), "float16", "float16"),
+        (("cuda", "cpu"), "float16", "bfloat16"),
+        (("cpu",), "bfloat16", "bfloat16"),
+        (("cpu",), "float32", "float32"),
+        (("cuda",), "float8_e4m3fn", "bfloat16"),
+    ],
+)
+def test_auto_takes_the_checkpoints_dtype_for_a_large_model(
+    kinds: tuple[DeviceKind, ...], declared: str, chosen: str
+) -> None:
+    facts = model_facts(layers=LARGE.layer_parameters, checkpoint_dtype=declared)
+    assert choose_dtype("auto", facts, [capacity(i, 1, kind) for i, kind in enumerate(kinds)]) == chosen
+
+
+def test_a_small_model_on_gpus_alone_keeps_its_dtype_and_the_border_is_2_gib() -> None:
+    assert choose_dtype("auto", SMALL, [capacity(0, 1, "cuda")]) == "float16"
+    exact = model_facts(layers=LARGE.layer_parameters, ends=0)
+    assert choose_dtype("auto", exact, [capacity(0, 1)]) == "float32"
+    over = model_facts(layers=LARGE.layer_parameters, ends=1)
+    assert choose_dtype("auto", over, [capacity(0, 1)]) == "bfloat16"
+
+
+def test_what_is_asked_for_is_taken() -> None:
+    assert choose_dtype("float16", SMALL, [capacity(0, 1)]) == "float16"

@@ -1,0 +1,153 @@
+"""Placement's promises, on random models and nodes."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from tests.helpers.planning_values import HEAD, MIB, capacities, capacity, model_facts, models, node_id, settings
+from transport.messages import Plan
+from transport.types import LayerRange
+from vramancer_cli.errors import DoesNotFitError
+from vramancer_cli.models.facts import ModelFacts
+from vramancer_cli.planning.facts import NodeCapacity, PlanSettings
+from vramancer_cli.planning.placement import place
+from vramancer_cli.planning.plan import held_bytes, validate
+
+Nodes = tuple[NodeCapacity, ...]
+NODES = st.one_of(capacities(), capacities(ample=True))
+SETTINGS = st.builds(
+    settings, context_tokens=st.integers(1, 80), dtype=st.sampled_from(("auto", "float32", "bfloat16"))
+)
+
+
+def try_place(facts: ModelFacts, nodes: Nodes, chosen: PlanSettings) -> Plan | DoesNotFitError:
+    try:
+        return place(facts, nodes, HEAD, chosen, 1)
+    except DoesNotFitError as error:
+        return error
+
+
+def raised(nodes: Nodes, index: int, more_bytes: int) -> Nodes:
+    node = replace(nodes[index], limit_bytes=nodes[index].limit_bytes + more_bytes)
+    return (*nodes[:index], node, *nodes[index + 1 :])
+
+
+@given(models(), NODES, SETTINGS, st.randoms())
+def test_every_layer_once_nobody_over_the_limit_and_the_listing_does_not_matter(
+    facts: ModelFacts, nodes: Nodes, chosen: PlanSettings, rng: random.Random
+) -> None:
+    plan = try_place(facts, nodes, chosen)
+    assume(isinstance(plan, Plan))
+    assert isinstance(plan, Plan)
+    validate(plan, facts, {node.node: node.limit_bytes for node in nodes})
+    assert plan.reasons.keys() == {node.node for node in nodes}
+    assert all(plan.reasons.values())
+    shuffled = list(nodes)
+    rng.shuffle(shuffled)
+    assert place(facts, shuffled, HEAD, chosen, 1) == plan
+
+
+@given(models(), NODES, SETTINGS)
+def test_the_head_is_first_and_the_others_come_by_limit(facts: ModelFacts, nodes: Nodes, chosen: PlanSettings) -> None:
+    plan = try_place(facts, nodes, chosen)
+    assume(isinstance(plan, Plan))
+    assert isinstance(plan, Plan)
+    limits = {node.node: node.limit_bytes for node in nodes}
+    order = [(stage.node != HEAD, -limits[stage.node] * (stage.node != HEAD), stage.node) for stage in plan.stages]
+    assert order == sorted(order)
+    assert plan.ends == HEAD
+
+
+@given(models(), NODES, SETTINGS)
+def test_spare_memory_becomes_blocks_until_the_tightest_stage_is_full(
+    facts: ModelFacts, nodes: Nodes, chosen: PlanSettings
+) -> None:
+    plan = try_place(facts, nodes, chosen)
+    assume(isinstance(plan, Plan))
+    assert isinstance(plan, Plan)
+    context_blocks = -(-chosen.context_tokens // chosen.block_tokens)
+    most = context_blocks * chosen.max_sequences + 1
+    assert context_blocks + 1 <= plan.block_count <= most
+    limits = {node.node: node.limit_bytes for node in nodes}
+    held = held_bytes(plan)
+    no_room_for_one_more = any(
+        held[s.node] + facts.kv_bytes(s.layers, plan.dtype, plan.block_tokens) > limits[s.node] for s in plan.stages
+    )
+    assert plan.block_count == most or no_room_for_one_more
+
+
+@given(models(), capacities(), SETTINGS)
+def test_the_missing_bytes_are_exact(facts: ModelFacts, nodes: Nodes, chosen: PlanSettings) -> None:
+    error = try_place(facts, nodes, chosen)
+    assume(isinstance(error, DoesNotFitError))
+    assert isinstance(error, DoesNotFitError)
+    missing = error.missing_bytes
+    assert missing > 0
+    helped = [n for n in range(len(nodes)) if isinstance(try_place(facts, raised(nodes, n, missing), chosen), Plan)]
+    assert helped
+    assert any(f"'{nodes[n].name}'" in str(error) for n in helped), "the sentence names a node that it would help on"
+    for index in range(len(nodes)):
+        assert isinstance(try_place(facts, raised(nodes, index, missing - 1), chosen), DoesNotFitError)
+
+
+@given(models(equal_layers=True), capacities(), SETTINGS)
+def test_with_equal_layers_it_fits_whenever_enough_whole_layers_fit(
+    facts: ModelFacts, nodes: Nodes, chosen: PlanSettings
+) -> None:
+    """Counted independently: the head after the ends, every node after its workspace, whole layers each."""
+    dtype = "float32" if chosen.dtype == "auto" else chosen.dtype
+    blocks = -(-chosen.context_tokens // chosen.block_tokens) + 1
+    one = LayerRange(0, 1)
+    kv_bytes = facts.kv_bytes(one, dtype, blocks * chosen.block_tokens)
+    layer_bytes = facts.weights_bytes(one, dtype) + kv_bytes
+    step_bytes = facts.workspace_bytes(chosen.max_step_tokens)
+    workspace = max(step_bytes, facts.kv_bytes(one, dtype, chosen.context_tokens))
+    head_left = nodes[0].limit_bytes - facts.ends_bytes(dtype) - step_bytes
+    left = [head_left, *(node.limit_bytes for node in nodes[1:])]
+    room = sum(max(0, count - workspace) // layer_bytes for count in left)
+    fits = head_left >= 0 and room >= facts.layer_count
+    assert isinstance(try_place(facts, nodes, chosen), Plan) == fits
+
+
+def test_three_nodes_that_hold_it_only_together() -> None:
+    facts = model_facts(layers=(MIB,) * 8, ends=2 * MIB, workspace=1024)
+    nodes = (capacity(0, 20 * MIB), capacity(2, 16 * MIB), capacity(1, 16 * MIB))
+    plan = place(facts, nodes, HEAD, settings(), 7)
+    assert [stage.node for stage in plan.stages] == [HEAD, node_id(1), node_id(2)]
+    assert [len(stage.layers) for stage in plan.stages] == [2, 3, 3]
+    assert plan.epoch == 7
+    assert plan.reasons[HEAD].startswith("layers 0-1: ")
+    assert "also holds both ends" in plan.reasons[HEAD]
+    for node in nodes:
+        with pytest.raises(DoesNotFitError):
+            place(facts, (replace(node, node=HEAD),), HEAD, settings(), 1)
+
+
+def test_a_head_with_room_for_the_ends_alone_holds_no_layers() -> None:
+    facts = model_facts(layers=(MIB,) * 2, ends=MIB, workspace=0)
+    plan = place(facts, (capacity(0, 5 * MIB), capacity(1, 20 * MIB)), HEAD, settings(), 1)
+    assert [stage.node for stage in plan.stages] == [node_id(1)]
+    assert plan.reasons[HEAD].startswith("both ends (4.0 MiB) and no layers: its 5.0 MiB limit leaves 1.0 MiB")
+    assert held_bytes(plan)[HEAD] == 4 * MIB
+
+
+def test_a_head_that_cannot_pay_for_the_ends_is_what_is_missing() -> None:
+    facts = model_facts(layers=(MIB,), ends=MIB, workspace=0)
+    with pytest.raises(DoesNotFitError) as caught:
+        place(facts, (capacity(0, 3 * MIB), capacity(1, 100 * MIB)), HEAD, settings(), 1)
+    assert caught.value.missing_bytes == MIB
+    assert str(caught.value) == (
+        "Both ends of 'tiny' take 4.0 MiB on 'node-0', the head, which may hold 3.0 MiB: 1.0 MiB more would do there."
+    )
+    assert "on the head" in caught.value.hint
+
+
+@pytest.mark.parametrize("nodes", [(), (capacity(1, 5),), (capacity(0, 5), capacity(0, 6))])
+def test_a_plan_without_head_or_with_a_node_twice_is_a_bug(nodes: Nodes) -> None:
+    with pytest.raises(ValueError, match="head"):
+        place(model_facts(), nodes, HEAD, settings(), 1)

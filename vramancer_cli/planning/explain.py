@@ -1,0 +1,67 @@
+"""Why each node got what it got, in sentences for people.
+
+Pure; never torch, sockets, clocks.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from transport.messages import StagePlan
+from transport.types import LayerRange
+from vramancer_cli.planning.facts import NodeCapacity
+
+_MIB: Final = 1 << 20
+_GIB: Final = 1 << 30
+
+
+def format_bytes(count: int, *, up: bool = False) -> str:
+    """'21.0 MiB' or '1.5 GiB'. `up` rounds upwards, for what somebody has to provide."""
+    unit, name = (_GIB, "GiB") if count >= _GIB else (_MIB, "MiB")
+    tenths = -(-count * 10 // unit) if up else (count * 10 + unit // 2) // unit
+    return f"{tenths // 10}.{tenths % 10} {name}"
+
+
+def format_layers(layers: LayerRange) -> str:
+    """'layers 0-3' (both ends included), or 'layer 3'."""
+    if len(layers) == 1:
+        return f"layer {layers.start}"
+    return f"layers {layers.start}-{layers.end - 1}"
+
+
+def stage_reason(stage: StagePlan, node: NodeCapacity, plan_ends: str, ends_bytes: int) -> str:
+    """For a node that holds layers."""
+    holds_ends = plan_ends == node.node
+    used_bytes = stage.total_bytes + (ends_bytes if holds_ends else 0)
+    ends = f"; also holds both ends ({format_bytes(ends_bytes)})" if holds_ends else ""
+    used, limit = format_bytes(used_bytes), format_bytes(node.limit_bytes)
+    return f"{format_layers(stage.layers)}: {used} of its {limit} limit{ends}"
+
+
+def empty_reason(node: NodeCapacity, room_bytes: int, layer_bytes: int, *, ends_bytes: int | None) -> str:
+    """For a node without layers: `room_bytes` is left there for layers, `layer_bytes` is what the smallest one takes.
+
+    `ends_bytes` is None except on the node that holds the ends.
+    """
+    limit = format_bytes(node.limit_bytes)
+    what = "no layers" if ends_bytes is None else f"both ends ({format_bytes(ends_bytes)}) and no layers"
+    if room_bytes >= layer_bytes:
+        return f"{what}: its share of the memory is less than a layer"
+    room, needed = format_bytes(max(0, room_bytes)), format_bytes(layer_bytes, up=True)
+    return f"{what}: its {limit} limit leaves {room} for layers, and the smallest takes {needed}"
+
+
+def misfit(model: str, needed_bytes: int, context_tokens: int, limits_bytes: int, missing_bytes: int, name: str) -> str:
+    """For a model that fits nowhere: what it takes, what is there, what is missing, and where it would help."""
+    return (
+        f"'{model}' takes {format_bytes(needed_bytes, up=True)} with {context_tokens} tokens of context, and the nodes "
+        f"may hold {format_bytes(limits_bytes)}: {format_bytes(missing_bytes, up=True)} more would do on '{name}'."
+    )
+
+
+def ends_misfit(model: str, ends_bytes: int, node: NodeCapacity, missing_bytes: int) -> str:
+    """For a head that cannot even pay for the ends: no other node can help."""
+    return (
+        f"Both ends of '{model}' take {format_bytes(ends_bytes, up=True)} on '{node.name}', the head, which may hold "
+        f"{format_bytes(node.limit_bytes)}: {format_bytes(missing_bytes, up=True)} more would do there."
+    )

@@ -1,0 +1,89 @@
+"""What parts of a model cost in bytes: layers with their KV, the ends, workspace; and the dtype that decides it.
+
+Pure. Never torch, sockets, clocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from transport.types import DTYPE_BYTES, LayerRange
+from vramancer_cli.models.facts import ModelFacts
+from vramancer_cli.planning.facts import NodeCapacity, PlanSettings
+
+AUTO: Final = "auto"
+COMPUTE_DTYPES: Final = ("float32", "bfloat16", "float16")
+SMALL_MODEL_BYTES: Final = 2 << 30
+"""Up to this size in float32, a plan with a CPU computes in float32: exact, and CPUs are fastest in it."""
+
+
+def choose_dtype(requested: str, facts: ModelFacts, nodes: Sequence[NodeCapacity]) -> str:
+    """The dtype of weights, KV and activations, one for the whole plan.
+
+    Anything but "auto" is taken as asked. "auto": float32 when some node is a CPU and the whole model takes at most
+    2 GiB in float32; else the checkpoint's dtype, or bfloat16 where that is none to compute in (float8, float64).
+    float16 becomes bfloat16 as soon as some node is a CPU: CPU kernels for float16 are slow and overflow early.
+    """
+    if requested != AUTO:
+        return requested
+    has_cpu = any(node.device.kind == "cpu" for node in nodes)
+    whole = LayerRange(0, facts.layer_count)
+    if has_cpu and facts.weights_bytes(whole, "float32") + facts.ends_bytes("float32") <= SMALL_MODEL_BYTES:
+        return "float32"
+    declared = facts.checkpoint_dtype if facts.checkpoint_dtype in COMPUTE_DTYPES else "bfloat16"
+    return "bfloat16" if has_cpu and declared == "float16" else declared
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """A model's price list at one dtype. `block_bytes[i]`: one KV block of layer i."""
+
+    ends_bytes: int
+    workspace_bytes: int
+    weights_bytes: tuple[int, ...]
+    block_bytes: tuple[int, ...]
+    least_blocks: int
+    most_blocks: int
+
+    def stage_kv_bytes(self, layers: LayerRange, block_count: int) -> int:
+        return sum(self.block_bytes[layers.start : layers.end]) * block_count
+
+    def stage_weights_bytes(self, layers: LayerRange) -> int:
+        return sum(self.weights_bytes[layers.start : layers.end])
+
+    def layer_bytes(self) -> tuple[int, ...]:
+        """Each layer's weights and its KV for one context: the least that holding it takes, workspace aside."""
+        pairs = zip(self.weights_bytes, self.block_bytes, strict=True)
+        return tuple(weights + block * self.least_blocks for weights, block in pairs)
+
+
+def price(facts: ModelFacts, settings: PlanSettings, dtype: str) -> Costs:
+    """The price list. The ends' bytes hold their own workspace: they are loaded beside a stage, not within it."""
+    tokens = context_tokens(facts, settings)
+    context_blocks = _blocks(tokens, settings.block_tokens)
+    return Costs(
+        ends_bytes=facts.ends_bytes(dtype) + facts.workspace_bytes(settings.max_step_tokens),
+        workspace_bytes=stage_workspace_bytes(facts, dtype, tokens, settings.max_step_tokens),
+        weights_bytes=tuple(count * DTYPE_BYTES[dtype] for count in facts.layer_parameters),
+        block_bytes=tuple(count * settings.block_tokens * DTYPE_BYTES[dtype] for count in facts.kv_elements_per_token),
+        least_blocks=context_blocks + 1,
+        most_blocks=context_blocks * settings.max_sequences + 1,
+    )
+
+
+def stage_workspace_bytes(facts: ModelFacts, dtype: str, context_tokens: int, max_step_tokens: int) -> int:
+    """What a stage uses beside weights and KV, the same for every stage: one step's intermediate values, or a copy
+    of one whole context's KV in the layer where that is largest (made when its blocks lie scattered)."""
+    gather_bytes = max(facts.kv_elements_per_token, default=0) * context_tokens * DTYPE_BYTES[dtype]
+    return max(facts.workspace_bytes(max_step_tokens), gather_bytes)
+
+
+def context_tokens(facts: ModelFacts, settings: PlanSettings) -> int:
+    """The context of the plan: as asked, but never longer than the checkpoint declares."""
+    return min(settings.context_tokens, facts.context_tokens)
+
+
+def _blocks(tokens: int, block_tokens: int) -> int:
+    return -(-tokens // block_tokens)

@@ -1,0 +1,111 @@
+"""What can be said of a Plan: whether it is sound, what moves between two, whether two are the same work.
+
+`Plan` itself is a value of the wire (transport.messages). Pure; never torch, sockets, clocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from transport.messages import Plan
+from transport.types import LayerRange, NodeId
+from vramancer_cli.models.facts import ModelFacts
+from vramancer_cli.planning.memory import stage_workspace_bytes
+
+Ranges = tuple[LayerRange, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StageChange:
+    """What one node keeps, loads and drops, as non-empty layer ranges."""
+
+    kept: Ranges
+    loaded: Ranges
+    dropped: Ranges
+
+
+def diff(old: Plan | None, new: Plan) -> dict[NodeId, StageChange]:
+    """Per node of either plan, what moves. Another model or dtype keeps nothing."""
+    same_weights = old is not None and (old.model.digest, old.dtype) == (new.model.digest, new.dtype)
+    before = {stage.node: stage.layers for stage in old.stages} if old is not None else {}
+    after = {stage.node: stage.layers for stage in new.stages}
+    nothing = LayerRange(0, 0)
+    return {
+        node: _change(before.get(node, nothing), after.get(node, nothing), same_weights)
+        for node in dict.fromkeys((*after, *before))
+    }
+
+
+def _change(old: LayerRange, new: LayerRange, same_weights: bool) -> StageChange:
+    kept = LayerRange(max(old.start, new.start), min(old.end, new.end))
+    if not same_weights or kept.start >= kept.end:
+        return StageChange(kept=(), loaded=_without_empty(new), dropped=_without_empty(old))
+    return StageChange(kept=(kept,), loaded=_around(new, kept), dropped=_around(old, kept))
+
+
+def _around(outer: LayerRange, inner: LayerRange) -> Ranges:
+    return _without_empty(LayerRange(outer.start, inner.start), LayerRange(inner.end, outer.end))
+
+
+def _without_empty(*ranges: LayerRange) -> Ranges:
+    return tuple(r for r in ranges if len(r))
+
+
+def same_deployment(old: Plan, new: Plan) -> bool:
+    """Whether nothing would move: equal in all but the epoch and the sentences."""
+    return msgspec.structs.replace(new, epoch=old.epoch, reasons=old.reasons) == old
+
+
+def with_reasons(plan: Plan, reasons: Mapping[NodeId, str]) -> Plan:
+    """The same plan with other sentences."""
+    return msgspec.structs.replace(plan, reasons=dict(reasons))
+
+
+def held_bytes(plan: Plan) -> dict[NodeId, int]:
+    """What the plan puts on each node: its stage, and the ends where they are."""
+    held = {stage.node: stage.total_bytes for stage in plan.stages}
+    held[plan.ends] = held.get(plan.ends, 0) + plan.ends_bytes
+    return held
+
+
+def validate(plan: Plan, facts: ModelFacts, limits: Mapping[NodeId, int] | None = None) -> None:
+    """Raises ValueError unless every layer is placed exactly once, in order, with the bytes that it takes.
+
+    With `limits` (bytes per node) no node may hold more than its own, and no node may be missing from it.
+    """
+    _validate_layers(plan, facts)
+    _validate_bytes(plan, facts)
+    if limits is None:
+        return
+    for node, count in held_bytes(plan).items():
+        if count > limits.get(node, -1):
+            raise ValueError(f"Node {node} holds {count} bytes, over its limit.")
+
+
+def _validate_layers(plan: Plan, facts: ModelFacts) -> None:
+    if len({stage.node for stage in plan.stages}) != len(plan.stages):
+        raise ValueError("A node holds two stages.")
+    covered = 0
+    for stage in plan.stages:
+        if stage.layers.start != covered or stage.layers.end <= covered:
+            raise ValueError(f"Layers {stage.layers} do not follow layer {covered - 1}.")
+        covered = stage.layers.end
+    if covered != facts.layer_count:
+        raise ValueError(f"{covered} of {facts.layer_count} layers are placed.")
+
+
+def _validate_bytes(plan: Plan, facts: ModelFacts) -> None:
+    tokens = plan.block_count * plan.block_tokens
+    if tokens < plan.context_tokens:
+        raise ValueError(f"{plan.block_count} blocks do not hold one context of {plan.context_tokens} tokens.")
+    workspace_bytes = stage_workspace_bytes(facts, plan.dtype, plan.context_tokens, plan.max_step_tokens)
+    for stage in plan.stages:
+        if stage.weights_bytes != facts.weights_bytes(stage.layers, plan.dtype):
+            raise ValueError(f"The weights of layers {stage.layers} are not counted right.")
+        if stage.kv_bytes != facts.kv_bytes(stage.layers, plan.dtype, tokens):
+            raise ValueError(f"The KV cache of layers {stage.layers} is not counted right.")
+        if stage.workspace_bytes != workspace_bytes:
+            raise ValueError(f"The workspace of layers {stage.layers} is not counted right.")

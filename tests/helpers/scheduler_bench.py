@@ -1,0 +1,205 @@
+"""Drives a Scheduler against mirror stages, in any interleaving, and checks every promise that it makes."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+from tests.helpers.mirror_stage import VOCABULARY, MirrorStage, next_token
+from vramancer_cli.models.sampling import Draw, Sampling
+from vramancer_cli.scheduling.scheduler import Scheduled, Scheduler
+
+STAGES = 2
+
+
+@dataclass(frozen=True)
+class Limits:
+    block_count: int
+    block_tokens: int
+    max_step_tokens: int
+    max_running: int
+    max_waiting: int
+    max_in_flight: int
+
+
+@dataclass
+class Request:
+    id: int
+    prompt: tuple[int, ...]
+    seed: int
+    max_tokens: int
+    stops: frozenset[int]
+    tokens: list[int] = field(default_factory=list)
+    finish: str | None = None
+    steps_without_row: int = 0
+    allowed_steps: int = 0
+
+    @property
+    def work(self) -> int:
+        """The most rows that it can need from nothing to its end."""
+        return len(self.prompt) + self.max_tokens
+
+    def alone(self) -> tuple[list[int], str]:
+        """What it must answer whatever happens around it."""
+        tokens: list[int] = []
+        while len(tokens) < self.max_tokens:
+            token = next_token((*self.prompt, *tokens), Draw(Sampling(seed=self.seed), len(tokens)))
+            if token in self.stops:
+                return tokens, "stop"
+            tokens.append(token)
+        return tokens, "length"
+
+
+@dataclass
+class Flight:
+    scheduled: Scheduled
+    histories: list[tuple[int, ...]] = field(default_factory=list)
+    stages_done: int = 0
+
+
+class Bench:
+    """One epoch. Steps wander through the stages as `advance` is called, each stage taking them in order."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.scheduler = Scheduler(epoch=1, **limits.__dict__)
+        self.stages = [MirrorStage(limits.block_count, limits.block_tokens) for _ in range(STAGES)]
+        self.live: dict[int, Request] = {}
+        self.done: list[Request] = []
+        self.in_flight: list[Flight] = []
+        self.now = 0.0
+        self.steps = 0
+        self.preemptions = 0
+        self._next_id = 0
+        self._oldest: int | None = None
+        self._oldest_passed_by = 0
+        # At worst one decode runs in a step: all others once before the oldest, and the steps in flight around it.
+        self.patience_steps = limits.max_running + limits.max_in_flight
+
+    def arrive(self, prompt: tuple[int, ...], seed: int, max_tokens: int, stops: frozenset[int]) -> Request:
+        request = Request(self._next_id, prompt, seed, max_tokens, stops)
+        self.scheduler.add(request.id, prompt, Sampling(seed=seed), max_tokens, stops, self.now)
+        self._next_id += 1
+        self.live[request.id] = request
+        self._give_patience(request)
+        self.scheduler.check_integrity()
+        return request
+
+    def abort(self, request: Request) -> None:
+        self.scheduler.abort(request.id)
+        del self.live[request.id]
+        self.scheduler.check_integrity()
+
+    def schedule(self) -> bool:
+        self.now += 1.0
+        scheduled = self.scheduler.schedule(self.now)
+        self.scheduler.check_integrity()
+        if scheduled is None:
+            return False
+        assert len(self.in_flight) < self.limits.max_in_flight
+        self._check_step(scheduled)
+        self._check_patience(scheduled)
+        self.in_flight.append(Flight(scheduled))
+        self.steps += 1
+        return True
+
+    def advance(self, choice: int) -> bool:
+        """Move one step on by one stage, or commit the oldest if it is through all; False when none is in flight."""
+        movable = [index for index in range(len(self.in_flight)) if self._may_move(index)]
+        if not movable:
+            return False
+        flight = self.in_flight[movable[choice % len(movable)]]
+        if flight.stages_done == STAGES:
+            self._commit()
+            return True
+        histories = self.stages[flight.stages_done].execute(flight.scheduled.step, flight.scheduled.token_ids)
+        assert flight.stages_done == 0 or histories == flight.histories, "two stages saw different sequences"
+        flight.histories = histories
+        flight.stages_done += 1
+        return True
+
+    def drain(self) -> None:
+        """Run until idle: everyone has ended as if alone, and nobody's block tables are left anywhere."""
+        budget = 1000 + 20 * self.patience_steps * sum(request.work for request in self.live.values())
+        while not self.scheduler.idle:
+            assert self.schedule() | self.advance(0), "the scheduler is not idle, but nothing can be done"
+            budget -= 1
+            assert budget, "the scheduler goes round in circles"
+        assert not self.live
+        assert (self.scheduler.running, self.scheduler.waiting) == (0, 0)
+        assert all(not stage.tables for stage in self.stages)
+
+    def _may_move(self, index: int) -> bool:
+        done = self.in_flight[index].stages_done
+        return index == 0 or (done < STAGES and self.in_flight[index - 1].stages_done > done)
+
+    def _check_step(self, scheduled: Scheduled) -> None:
+        step = scheduled.step
+        assert step.token_count == len(scheduled.token_ids) <= self.limits.max_step_tokens
+        assert step.rows or step.ended
+        assert self.scheduler.running <= self.limits.max_running
+        assert scheduled.sampled == tuple(row.sequence for row in step.rows if row.sampled)
+        for sequence, draw in zip(scheduled.sampled, scheduled.draws, strict=True):
+            request = self.live[sequence]
+            assert draw == Draw(Sampling(seed=request.seed), len(request.tokens))
+        flying = [row.sequence for flight in self.in_flight for row in flight.scheduled.step.rows]
+        live_in_flight = [row.sequence for row in step.rows if row.sequence in flying]
+        assert not live_in_flight, "a sequence in flight was scheduled again"
+        self.preemptions += sum(sequence in self.live for sequence in step.ended)
+
+    def _give_patience(self, request: Request) -> None:
+        """Rows may pass it by while older requests, one after the other, do all their work as the oldest."""
+        older = sum(other.work for other in self.live.values() if other.id <= request.id)
+        request.steps_without_row, request.allowed_steps = 0, self.patience_steps * (1 + older)
+
+    def _check_patience(self, scheduled: Scheduled) -> None:
+        in_rows = {row.sequence for row in scheduled.step.rows}
+        for request in self.live.values():
+            if request.id in in_rows:
+                self._give_patience(request)
+            else:
+                request.steps_without_row += 1
+            assert request.steps_without_row <= request.allowed_steps, f"request {request.id} starves"
+        self._check_oldest(in_rows)
+
+    def _check_oldest(self, in_rows: set[int]) -> None:
+        oldest = min(self.live, default=None)
+        if oldest != self._oldest or oldest in in_rows:
+            self._oldest, self._oldest_passed_by = oldest, 0
+        else:
+            self._oldest_passed_by += 1
+        assert self._oldest_passed_by <= self.patience_steps, f"the oldest request, {oldest}, starves"
+
+    def _commit(self) -> None:
+        flight = self.in_flight.pop(0)
+        tokens = [next_token(h, d) for h, d in zip(flight.histories, flight.scheduled.draws, strict=True)]
+        emitted = self.scheduler.commit(flight.scheduled.step, tokens, self.now)
+        self.scheduler.check_integrity()
+        assert len({item.sequence for item in emitted}) == len(emitted)
+        for item in emitted:
+            request = self.live[item.sequence]  # KeyError: it was aborted or has ended before
+            request.tokens.extend(item.token_ids)
+            if item.finish_reason is not None:
+                assert (request.tokens, item.finish_reason) == request.alone()
+                del self.live[item.sequence]
+                self.done.append(request)
+
+
+def random_limits(rng: random.Random) -> Limits:
+    """From a pool that holds one request only to one that holds all."""
+    block_tokens = rng.choice((1, 2, 4))
+    return Limits(
+        block_count=rng.randint(36, rng.choice((50, 200))) // block_tokens,
+        block_tokens=block_tokens,
+        max_step_tokens=rng.choice((2, 3, 8, 32)),
+        max_running=rng.choice((1, 2, 5, 16)),
+        max_waiting=rng.choice((1, 4, 12)),
+        max_in_flight=rng.choice((1, 2, 3)),
+    )
+
+
+def random_request(rng: random.Random) -> tuple[tuple[int, ...], int, int, frozenset[int]]:
+    """prompt, seed, max_tokens and stops of a request of at most 36 tokens."""
+    prompt = tuple(rng.randrange(VOCABULARY) for _ in range(rng.randint(1, 12)))
+    stops = frozenset(rng.sample(range(VOCABULARY), rng.choice((0, 0, 1, 3))))
+    return prompt, rng.randrange(1000), rng.randint(1, 24), stops

@@ -1,0 +1,277 @@
+"""Scheduler: what goes into a step, what comes out of it, and every way that a request can end."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from transport.messages import StepRow
+from vramancer_cli.errors import InvalidRequestError, QueueFullError
+from vramancer_cli.models.sampling import Draw, Sampling
+from vramancer_cli.scheduling.scheduler import Emitted, Scheduled, Scheduler, StepMismatchError
+
+
+def scheduler(**changes: int) -> Scheduler:
+    limits = {"epoch": 3, "block_count": 16, "block_tokens": 4, "max_step_tokens": 16}
+    return Scheduler(**{**limits, **changes})
+
+
+def add(s: Scheduler, sequence: int, prompt_tokens: int = 3, max_tokens: int = 8, stops: tuple[int, ...] = ()) -> None:
+    prompt = tuple(range(prompt_tokens))
+    s.add(sequence, prompt, Sampling(seed=sequence), max_tokens, frozenset(stops), now=0.0)
+
+
+def start(s: Scheduler) -> Scheduled:
+    scheduled = s.schedule(now=1.0)
+    assert scheduled is not None
+    s.check_integrity()
+    return scheduled
+
+
+def finish(s: Scheduler, scheduled: Scheduled, token: int = 50) -> tuple[Emitted, ...]:
+    emitted = s.commit(scheduled.step, [token] * len(scheduled.sampled), now=2.0)
+    s.check_integrity()
+    return emitted
+
+
+def counts(scheduled: Scheduled) -> dict[int, int]:
+    return {row.sequence: row.count for row in scheduled.step.rows}
+
+
+def test_a_request_from_first_to_last_token() -> None:
+    s = scheduler()
+    add(s, 7, prompt_tokens=3, max_tokens=2)
+    assert (s.running, s.waiting, s.idle) == (0, 1, False)
+    first = start(s)
+    assert (first.step.epoch, first.step.number, first.step.ended) == (3, 0, ())
+    assert first.step.rows == (StepRow(7, 0, 3, (0,), ((0,),), sampled=True),)
+    assert (first.token_ids, first.sampled) == ((0, 1, 2), (7,))
+    assert first.draws == (Draw(Sampling(seed=7), 0),)
+    assert finish(s, first, token=50) == (Emitted(7, (50,), None),)
+    second = start(s)
+    assert second.step.rows == (StepRow(7, 3, 1, (1,), ((),), sampled=True),)
+    assert (second.token_ids, second.draws) == ((50,), (Draw(Sampling(seed=7), 1),))
+    assert finish(s, second, token=51) == (Emitted(7, (51,), "length"),)
+    assert (s.running, s.waiting, s.idle) == (0, 0, False), "the stages do not know of the end yet"
+
+
+def test_the_last_end_goes_out_in_a_step_without_rows() -> None:
+    s = scheduler()
+    add(s, 7, max_tokens=1)
+    finish(s, start(s))
+    flush = start(s)
+    assert (flush.step.rows, flush.step.ended, flush.token_ids, flush.draws) == ((), (7,), (), ())
+    assert s.schedule(1.0) is None
+    assert finish(s, flush) == ()
+    assert s.idle
+    assert s.schedule(1.0) is None
+
+
+def test_ends_ride_on_the_next_rows_and_wait_for_them() -> None:
+    s = scheduler(max_in_flight=2)
+    add(s, 1)
+    add(s, 2)
+    finish(s, start(s))
+    one, two = start(s), start(s)
+    finish(s, one)
+    s.abort(1)
+    assert s.schedule(1.0) is None, "a step without rows is not worth a trip while one with rows will follow"
+    finish(s, two)
+    assert start(s).step.ended == (1,)
+
+
+def test_a_stop_token_ends_the_request_and_is_not_emitted() -> None:
+    s = scheduler()
+    add(s, 7, stops=(50,))
+    assert finish(s, start(s), token=50) == (Emitted(7, (), "stop"),)
+    assert s.running == 0
+
+
+def test_a_long_prompt_is_cut_into_chunks() -> None:
+    s = scheduler(max_step_tokens=4)
+    add(s, 7, prompt_tokens=10)
+    seen: list[tuple[int, int, bool]] = []
+    for _ in range(3):
+        scheduled = start(s)
+        seen += [(row.start, row.count, row.sampled) for row in scheduled.step.rows]
+        emitted = finish(s, scheduled)
+    assert seen == [(0, 4, False), (4, 4, False), (8, 2, True)]
+    assert emitted == (Emitted(7, (50,), None),)
+
+
+def test_decodes_and_prompts_share_a_step() -> None:
+    s = scheduler(max_step_tokens=8)
+    add(s, 1)
+    add(s, 2)
+    finish(s, start(s))
+    add(s, 3, prompt_tokens=20)
+    mixed = start(s)
+    assert counts(mixed) == {1: 1, 2: 1, 3: 6}
+    assert mixed.sampled == (1, 2)
+
+
+def test_decodes_leave_a_waiting_prompt_a_share_and_take_turns() -> None:
+    s = scheduler(max_step_tokens=4, block_count=64)
+    for sequence in range(4):
+        add(s, sequence, prompt_tokens=1)
+    finish(s, start(s))
+    whole = start(s)
+    assert counts(whole) == {0: 1, 1: 1, 2: 1, 3: 1}
+    finish(s, whole)
+    add(s, 4, prompt_tokens=6)
+    seen: list[list[int]] = []
+    for _ in range(4):
+        scheduled = start(s)
+        seen.append(list(counts(scheduled)))
+        finish(s, scheduled)
+    assert seen == [[0, 1, 2, 4], [3, 0, 1, 4], [2, 3, 0, 4], [1, 2, 3, 4]]
+
+
+def test_decodes_are_divided_among_the_steps_in_flight() -> None:
+    s = scheduler(max_in_flight=3)
+    for sequence in range(7):
+        add(s, sequence)
+    finish(s, start(s))  # 5 prompts of 3 fit into 16 tokens, the 6th in part
+    finish(s, start(s))
+    first, second, third = (counts(start(s)) for _ in range(3))
+    assert [len(first), len(second), len(third)] == [3, 2, 2]
+    assert not first.keys() & second.keys() and not second.keys() & third.keys()
+    assert s.schedule(1.0) is None, "three steps are in flight"
+
+
+def test_a_sequence_in_flight_is_not_scheduled_again() -> None:
+    s = scheduler(max_in_flight=2)
+    add(s, 1)
+    start(s)
+    assert s.schedule(1.0) is None
+
+
+def test_an_aborted_sequence_gives_its_blocks_to_the_next_step() -> None:
+    s = scheduler(block_count=4, max_in_flight=2)
+    add(s, 1, prompt_tokens=14, max_tokens=2)
+    first = start(s)
+    add(s, 2, prompt_tokens=14, max_tokens=2)
+    assert s.schedule(1.0) is None
+    s.abort(1)
+    second = start(s)
+    assert second.step.ended == (1,)
+    assert second.step.rows[0].blocks == first.step.rows[0].blocks
+    assert finish(s, first) == (), "nobody wants this token any more"
+    assert finish(s, second) == (Emitted(2, (50,), None),)
+
+
+def test_an_id_used_again_does_not_get_the_old_result() -> None:
+    s = scheduler(max_in_flight=2)
+    add(s, 1, max_tokens=1)
+    old = start(s)
+    s.abort(1)
+    add(s, 1, max_tokens=1)
+    new = start(s)
+    assert new.step.ended == (1,)
+    assert finish(s, old, token=60) == ()
+    assert finish(s, new, token=61) == (Emitted(1, (61,), "length"),)
+
+
+def test_abort_of_a_waiting_or_unknown_sequence_tells_nobody() -> None:
+    s = scheduler()
+    add(s, 1)
+    s.abort(1)
+    s.abort(99)
+    assert s.idle
+    assert s.schedule(1.0) is None
+
+
+def test_preemption_recomputes_the_newest_and_repeats_nothing() -> None:
+    s = scheduler(block_count=5, block_tokens=2)
+    add(s, 1, prompt_tokens=3, max_tokens=6)
+    add(s, 2, prompt_tokens=1, max_tokens=6)
+    emitted: dict[int, list[int]] = {1: [], 2: []}
+    again: list[StepRow] = []
+    for number in range(100, 120):
+        if s.idle:
+            break
+        scheduled = start(s)
+        again += [row for row in scheduled.step.rows if row.sequence == 2 and row.first_block == (0,)]
+        for item in finish(s, scheduled, token=number):
+            emitted[item.sequence] += item.token_ids
+    assert len(again) == 2
+    assert again[1].start == 0 and again[1].count > 1, "prompt and generated tokens run again"
+    assert len(emitted[1]) == len(emitted[2]) == 6
+    assert emitted[2] == sorted(set(emitted[2]))
+    assert s.idle
+
+
+def test_a_request_that_fills_the_whole_pool_runs() -> None:
+    s = scheduler(block_count=2, block_tokens=2)
+    add(s, 1, prompt_tokens=1, max_tokens=3)
+    assert [item.finish_reason for _ in range(3) for item in finish(s, start(s))] == [None, None, "length"]
+
+
+@pytest.mark.parametrize(
+    ("prompt_tokens", "max_tokens", "param"), [(0, 1, "prompt"), (1, 0, "max_tokens"), (60, 5, "max_tokens")]
+)
+def test_impossible_requests_are_refused(prompt_tokens: int, max_tokens: int, param: str) -> None:
+    s = scheduler()
+    with pytest.raises(InvalidRequestError) as caught:
+        add(s, 1, prompt_tokens, max_tokens)
+    assert caught.value.param == param
+    assert s.idle
+
+
+def test_a_full_queue_refuses_and_keeps_what_it_has() -> None:
+    s = scheduler(max_waiting=1)
+    add(s, 1)
+    with pytest.raises(QueueFullError):
+        add(s, 2)
+    assert s.waiting == 1
+    start(s)
+    add(s, 2)
+
+
+def test_an_id_in_use_is_refused() -> None:
+    s = scheduler()
+    add(s, 1)
+    with pytest.raises(ValueError, match="Sequence 1 is here already"):
+        add(s, 1)
+
+
+def test_results_that_do_not_match_are_refused_and_change_nothing() -> None:
+    s = scheduler()
+    add(s, 1)
+    scheduled = start(s)
+    with pytest.raises(StepMismatchError, match="samples 1 rows, 2 tokens came"):
+        s.commit(scheduled.step, [1, 2], 0.0)
+    with pytest.raises(StepMismatchError, match="Step 0 of epoch 4 is not in flight"):
+        s.commit(msgspec.structs.replace(scheduled.step, epoch=4), [1], 0.0)
+    assert finish(s, scheduled) == (Emitted(1, (50,), None),)
+    with pytest.raises(StepMismatchError, match="Step 0 of epoch 3 is not in flight"):
+        finish(s, scheduled)
+
+
+def test_a_lost_pipeline_returns_everyone_and_leaves_nothing() -> None:
+    s = scheduler(max_running=1)
+    for sequence in (5, 3, 9):
+        add(s, sequence)
+    lost_step = start(s)
+    assert s.fail_all() == (5, 3, 9)
+    assert s.idle
+    s.check_integrity()
+    with pytest.raises(StepMismatchError):
+        finish(s, lost_step)
+
+
+def test_times_come_from_the_caller() -> None:
+    s = scheduler(max_running=1)
+    s.add(1, (1,), Sampling(), 4, frozenset(), now=10.0)
+    s.add(2, (1,), Sampling(), 4, frozenset(), now=12.0)
+    scheduled = s.schedule(now=13.0)
+    assert scheduled is not None
+    assert s.oldest_wait_s(15.0) == 3.0
+    s.commit(scheduled.step, [1], now=13.5)
+    assert s.last_step_s == 0.5
+
+
+@pytest.mark.parametrize("limits", [{"max_step_tokens": 1}, {"max_running": 0}, {"max_in_flight": 0}])
+def test_limits_that_could_not_make_progress_are_refused(limits: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="at least"):
+        scheduler(**limits)

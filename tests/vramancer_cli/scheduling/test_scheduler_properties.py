@@ -1,0 +1,109 @@
+"""Whatever arrives, leaves and lags: every request ends once, with the tokens that it would get alone, in its turn.
+
+VRM_LONG=1 runs ten times as many random steps.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.helpers.scheduler_bench import Bench, Limits, random_limits, random_request
+from vramancer_cli.errors import QueueFullError
+
+RANDOM_STEPS = 100_000 if os.environ.get("VRM_LONG") else 10_000
+STEPS_PER_EPOCH = 400
+
+LIMITS = st.builds(
+    Limits,
+    block_count=st.integers(6, 30),
+    block_tokens=st.integers(1, 4),
+    max_step_tokens=st.integers(2, 20),
+    max_running=st.integers(1, 6),
+    max_waiting=st.just(64),
+    max_in_flight=st.integers(1, 3),
+)
+PROMPTS = st.lists(st.integers(0, 5), min_size=1, max_size=5).map(tuple)
+ARRIVALS = st.tuples(st.just("arrive"), PROMPTS, st.integers(1, 6), st.booleans())
+MOVES = st.one_of(
+    ARRIVALS,
+    st.tuples(st.just("abort"), st.integers(0, 9)),
+    st.tuples(st.just("schedule")),
+    st.tuples(st.just("advance"), st.integers(0, 5)),
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(LIMITS, st.lists(MOVES, max_size=80))
+def test_any_interleaving(limits: Limits, moves: list[tuple]) -> None:
+    bench = Bench(limits)
+    for name, *values in moves:
+        make_move(bench, name, values)
+    bench.drain()
+
+
+def make_move(bench: Bench, name: str, values: list) -> None:
+    if name == "schedule":
+        bench.schedule()
+    elif name == "advance":
+        bench.advance(values[0])
+    elif name == "arrive":
+        prompt, max_tokens, stops_early = values
+        room = bench.limits.block_count * bench.limits.block_tokens - len(prompt)
+        if room > 0:
+            bench.arrive(prompt, 1, min(max_tokens, room), frozenset(range(0, 40, 3)) if stops_early else frozenset())
+    elif bench.live:
+        bench.abort(list(bench.live.values())[values[0] % len(bench.live)])
+
+
+def test_a_long_random_run() -> None:
+    rng = random.Random(20)
+    steps = ended = preemptions = refused = 0
+    while steps < RANDOM_STEPS:
+        bench = Bench(random_limits(rng))
+        while bench.steps < STEPS_PER_EPOCH:
+            refused += make_random_move(bench, rng)
+        bench.drain()
+        steps, ended, preemptions = steps + bench.steps, ended + len(bench.done), preemptions + bench.preemptions
+    # The run must have seen what it is for.
+    assert ended > RANDOM_STEPS / 20
+    assert preemptions > RANDOM_STEPS / 200
+    assert refused > 0
+
+
+def make_random_move(bench: Bench, rng: random.Random) -> int:
+    """One for a request refused by the full queue."""
+    dice = rng.random()
+    if dice < 0.15:
+        try:
+            bench.arrive(*random_request(rng))
+        except QueueFullError:
+            assert bench.scheduler.waiting >= bench.limits.max_waiting
+            return 1
+    elif dice < 0.17 and bench.live:
+        bench.abort(rng.choice(list(bench.live.values())))
+    elif dice < 0.5:
+        bench.schedule()
+    else:
+        bench.advance(rng.randrange(3))
+    return 0
+
+
+@pytest.mark.parametrize("max_in_flight", [1, 2, 3])
+def test_a_crowd_in_a_pool_for_one_is_served_in_order_of_arrival(max_in_flight: int) -> None:
+    bench = Bench(Limits(4, 2, 8, 8, 32, max_in_flight))
+    crowd = [bench.arrive((n, n + 1, n + 2), n, 5, frozenset()) for n in range(20)]
+    bench.drain()
+    assert bench.done == crowd
+
+
+def test_a_lone_request_fills_every_step_and_takes_no_longer_than_it_must() -> None:
+    bench = Bench(Limits(32, 4, 8, 16, 32, 3))
+    bench.arrive(tuple(range(20)), 1, 10, frozenset())
+    bench.drain()
+    prompt_steps, decode_steps, flush = 3, 9, 1
+    assert bench.steps == prompt_steps + decode_steps + flush

@@ -1,0 +1,61 @@
+"""Sequence: rows, tokens and draws follow from what is cached and generated."""
+
+from __future__ import annotations
+
+import pytest
+
+from transport.messages import StepRow
+from vramancer_cli.models.sampling import Draw, Sampling
+from vramancer_cli.scheduling.sequence import Sequence
+
+SAMPLING = Sampling(temperature=0.5, seed=9)
+
+
+def sequence(prompt: tuple[int, ...] = (1, 2, 3, 4, 5), **changes: object) -> Sequence:
+    values: dict[str, object] = {"max_tokens": 3, "stop_token_ids": frozenset({99}), "arrival": 0, "added_s": 0.0}
+    return Sequence(7, prompt, SAMPLING, **{**values, **changes})  # type: ignore[arg-type]
+
+
+def test_a_prompt_goes_out_in_chunks_and_only_the_last_is_sampled() -> None:
+    s = sequence()
+    s.blocks.extend((4, 5, 6))
+    assert s.next_tokens(3) == (1, 2, 3)
+    assert s.launch(3) == StepRow(7, 0, 3, (0,), ((4, 5, 6),), sampled=False)
+    s.land(3)
+    assert s.next_tokens(2) == (4, 5)
+    assert s.launch(2) == StepRow(7, 3, 2, (3,), ((),), sampled=True)
+
+
+def test_blocks_are_announced_once() -> None:
+    s = sequence(prompt=(1,))
+    s.blocks.append(4)
+    s.launch(1)
+    s.land(1)
+    s.accept(50)
+    s.blocks.append(8)
+    assert s.launch(1) == StepRow(7, 1, 1, (1,), ((8,),), sampled=True)
+
+
+@pytest.mark.parametrize(
+    ("cached", "count", "tokens"), [(0, 7, (1, 2, 3, 4, 5, 50, 51)), (4, 2, (5, 50)), (6, 1, (51,)), (5, 1, (50,))]
+)
+def test_next_tokens_cross_from_prompt_to_generated(cached: int, count: int, tokens: tuple[int, ...]) -> None:
+    assert sequence(generated=[50, 51], cached_tokens=cached).next_tokens(count) == tokens
+
+
+def test_a_sequence_ends_by_length_with_the_token_and_by_stop_without_it() -> None:
+    s = sequence(max_tokens=2)
+    assert s.accept(50) is None
+    assert s.accept(51) == "length"
+    assert s.generated == [50, 51]
+    stopped = sequence()
+    assert stopped.accept(99) == "stop"
+    assert stopped.generated == []
+
+
+def test_dropping_the_cache_keeps_tokens_and_the_draw() -> None:
+    s = sequence(generated=[50, 51], cached_tokens=6, announced_blocks=2)
+    s.blocks.extend((3, 1))
+    assert s.drop_cache() == (3, 1)
+    assert (s.uncached_tokens, s.announced_blocks, s.blocks) == (7, 0, [])
+    assert s.next_draw == Draw(SAMPLING, 2)

@@ -1,0 +1,1 @@
+"""Which tokens of which sequences run next. Pure: sequences, block pool, scheduler."""

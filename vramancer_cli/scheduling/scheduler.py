@@ -1,0 +1,266 @@
+"""Continuous batching: which tokens of which sequences run in the next step, and what a step's results mean.
+
+Pure: `now` comes in, frozen values go out; never sockets, threads, clocks, loggers or torch.
+
+The order of service, in each step:
+1. Decodes (sequences one token short of a sample), each in its turn, divided evenly among the steps that
+   may still start, so that a pipeline's stages all have work. While a prompt waits they leave it a share of the budget.
+2. Prompts begun, oldest first, in chunks of what is left of the budget.
+3. New sequences, strictly first come first served, while blocks for all their tokens are free.
+
+A decode that finds no free block takes the blocks of the newest sequence that is younger than itself; that one keeps
+its tokens and is computed again later. The oldest sequence can therefore always run, and so each one in its turn.
+"""
+
+from __future__ import annotations
+
+from collections import abc, deque
+from dataclasses import dataclass
+
+from transport.messages import Step
+from vramancer_cli.errors import InvalidRequestError, VramancerError
+from vramancer_cli.models.sampling import Draw, Sampling
+from vramancer_cli.scheduling.block_pool import IntegrityError
+from vramancer_cli.scheduling.roster import Roster, by_arrival
+from vramancer_cli.scheduling.sequence import FinishReason, Sequence
+
+PREFILL_SHARE = 4
+"""One in so many tokens of a step's budget is kept from decodes while a prompt waits."""
+
+
+class StepMismatchError(VramancerError):
+    """The results of a step are not what was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduled:
+    """A step, and what the head needs beside it.
+
+    In row order: `token_ids`, one per row token; `draws` and `sampled` (sequence ids), one per sampled row.
+    """
+
+    step: Step
+    token_ids: tuple[int, ...]
+    draws: tuple[Draw, ...]
+    sampled: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Emitted:
+    """What a committed step gave one sequence. A stop token is not among `token_ids`."""
+
+    sequence: int
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """One sequence's share of a step."""
+
+    sequence: Sequence
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A step that has not come back. Its rows hold sequences, not ids: an id may be used again meanwhile."""
+
+    step: Step
+    shares: tuple[_Share, ...]
+    started_s: float
+
+
+class Scheduler:
+    """The sequences of one epoch. `max_step_tokens` is at least 2, so that a decode and a prompt can share a step."""
+
+    def __init__(
+        self,
+        *,
+        epoch: int,
+        block_count: int,
+        block_tokens: int,
+        max_step_tokens: int,
+        max_running: int = 16,
+        max_waiting: int = 256,
+        max_in_flight: int = 1,
+    ) -> None:
+        if max_step_tokens < 2 or min(max_running, max_waiting, max_in_flight) < 1:
+            raise ValueError("max_step_tokens must be at least 2, every other limit at least 1.")
+        self._epoch = epoch
+        self._max_step_tokens = max_step_tokens
+        self._max_in_flight = max_in_flight
+        self._roster = Roster(
+            block_count=block_count, block_tokens=block_tokens, max_running=max_running, max_waiting=max_waiting
+        )
+        self._in_flight: dict[int, _Flight] = {}
+        self._next_number = 0
+        self._next_arrival = 0
+        self._next_turn = 0
+        self._last_step_s = 0.0
+
+    @property
+    def running(self) -> int:
+        """Sequences that hold blocks."""
+        return len(self._roster.running)
+
+    @property
+    def waiting(self) -> int:
+        """Sequences that hold none, preempted ones among them."""
+        return len(self._roster.waiting)
+
+    @property
+    def idle(self) -> bool:
+        """Nothing to run, nothing in flight, and the stages know of every end."""
+        return not (self.running or self.waiting or self._in_flight or self._roster.has_ended)
+
+    @property
+    def last_step_s(self) -> float:
+        """From schedule to commit, of the step that was committed last; 0 before the first."""
+        return self._last_step_s
+
+    def oldest_wait_s(self, now: float) -> float:
+        """How long ago the first in the queue came; 0 when nobody waits."""
+        return now - self._roster.waiting[0].added_s if self.waiting else 0.0
+
+    def add(
+        self,
+        sequence_id: int,
+        prompt: tuple[int, ...],
+        sampling: Sampling,
+        max_tokens: int,
+        stop_token_ids: frozenset[int],
+        now: float,
+    ) -> None:
+        """Queue a request. Raises InvalidRequestError, QueueFullError; ValueError for an id that is in use."""
+        if self._roster.find(sequence_id) is not None:
+            raise ValueError(f"Sequence {sequence_id} is here already.")
+        self._check_size(prompt, max_tokens)
+        arrival = self._next_arrival
+        self._roster.queue(Sequence(sequence_id, prompt, sampling, max_tokens, stop_token_ids, arrival, added_s=now))
+        self._next_arrival += 1
+
+    def abort(self, sequence_id: int) -> None:
+        """Drop a sequence, also one that is in flight; an unknown id is ignored.
+
+        Its blocks are free at once. A step in flight may still write to them, on any stage, at any time from now on;
+        but every stage executes steps in order of their numbers, so those writes come before the step that gives the
+        blocks to someone else, and a sequence reads no slot that it has not written itself.
+        """
+        sequence = self._roster.find(sequence_id)
+        if sequence is not None:
+            self._roster.remove(sequence)
+
+    def fail_all(self) -> tuple[int, ...]:
+        """The pipeline is lost: forget everything, and return the ids of all sequences, oldest first."""
+        lost = sorted((*self._roster.running.values(), *self._roster.waiting), key=by_arrival)
+        for sequence in lost:
+            self._roster.remove(sequence)
+        self._in_flight.clear()
+        self._roster.take_ended()  # the stages that would hear of it are gone with their epoch
+        return tuple(sequence.id for sequence in lost)
+
+    def schedule(self, now: float) -> Scheduled | None:
+        """The next step, or None while there is nothing to start.
+
+        Ends ride on the next step that has rows. When there is none to come, that is when nothing is in flight either,
+        they go out in a step without rows, so that an idle pipeline holds no block tables.
+        """
+        if len(self._in_flight) >= self._max_in_flight:
+            return None
+        shares = self._pick_decodes()
+        shares += self._pick_prompts(self._max_step_tokens - len(shares))
+        if not shares and (self._in_flight or not self._roster.has_ended):
+            return None
+        return self._launch(tuple(shares), now)
+
+    def commit(self, step: Step, tokens: abc.Sequence[int], now: float) -> tuple[Emitted, ...]:
+        """Take a step's sampled tokens, one per sampled row, in row order; those of aborted sequences are dropped.
+
+        Raises StepMismatchError for a step that is not in flight, and for a wrong number of tokens.
+        """
+        flight = self._in_flight.get(step.number)
+        if flight is None or flight.step != step:
+            raise StepMismatchError(f"Step {step.number} of epoch {step.epoch} is not in flight.")
+        if len(tokens) != step.sampled_count:
+            raise StepMismatchError(f"Step {step.number} samples {step.sampled_count} rows, {len(tokens)} tokens came.")
+        del self._in_flight[step.number]
+        self._last_step_s = now - flight.started_s
+        results = iter(tokens)
+        token_of = [next(results) if row.sampled else None for row in step.rows]
+        emitted = (self._land(share, token) for share, token in zip(flight.shares, token_of, strict=True))
+        return tuple(item for item in emitted if item is not None)
+
+    def check_integrity(self) -> None:
+        """Raises IntegrityError if block tables, tokens and steps in flight contradict each other."""
+        self._roster.check_integrity()
+        flying = {share.sequence for flight in self._in_flight.values() for share in flight.shares}
+        if any(sequence.in_flight != (sequence in flying) for sequence in self._roster.running.values()):
+            raise IntegrityError("A sequence is in flight without a step, or in a step without knowing.")
+
+    def _pick_decodes(self) -> list[_Share]:
+        ready = [sequence for sequence in self._roster.grounded() if sequence.uncached_tokens == 1]
+        places = self._max_in_flight - len(self._in_flight)
+        limit = min(-(-len(ready) // places), self._decode_budget())
+        picked: list[_Share] = []
+        for sequence in sorted(ready, key=lambda sequence: sequence.last_turn):
+            if len(picked) == limit:
+                break
+            # One that came earlier in this loop may just have taken this one's blocks.
+            if sequence.id in self._roster.running and self._roster.grow(sequence):
+                picked.append(self._pick(sequence, 1))
+        return picked
+
+    def _pick_prompts(self, budget: int) -> list[_Share]:
+        picked: list[_Share] = []
+        begun = deque(sequence for sequence in self._roster.grounded() if sequence.uncached_tokens > 1)
+        while budget and (sequence := begun.popleft() if begun else self._roster.admit()):
+            picked.append(self._pick(sequence, min(sequence.uncached_tokens, budget)))
+            budget -= picked[-1].count
+        return picked
+
+    def _pick(self, sequence: Sequence, count: int) -> _Share:
+        sequence.in_flight = True  # from here on nobody may take its blocks
+        sequence.last_turn = self._next_turn
+        self._next_turn += 1
+        return _Share(sequence, count)
+
+    def _decode_budget(self) -> int:
+        begun = any(sequence.uncached_tokens > 1 for sequence in self._roster.grounded())
+        kept = max(1, self._max_step_tokens // PREFILL_SHARE) if begun or self._roster.may_admit else 0
+        return self._max_step_tokens - kept
+
+    def _launch(self, shares: tuple[_Share, ...], now: float) -> Scheduled:
+        number = self._next_number
+        self._next_number += 1
+        token_ids = tuple(token for share in shares for token in share.sequence.next_tokens(share.count))
+        rows = tuple(share.sequence.launch(share.count) for share in shares)
+        sampled = [share.sequence for share, row in zip(shares, rows, strict=True) if row.sampled]
+        step = Step(epoch=self._epoch, number=number, rows=rows, ended=self._roster.take_ended())
+        self._in_flight[number] = _Flight(step, shares, now)
+        return Scheduled(step, token_ids, tuple(s.next_draw for s in sampled), tuple(s.id for s in sampled))
+
+    def _land(self, share: _Share, token: int | None) -> Emitted | None:
+        sequence = share.sequence
+        if self._roster.running.get(sequence.id) is not sequence:
+            return None  # aborted while in flight
+        sequence.land(share.count)
+        if token is None:
+            return None
+        finish_reason = sequence.accept(token)
+        if finish_reason is not None:
+            self._roster.remove(sequence)
+        return Emitted(sequence.id, () if finish_reason == "stop" else (token,), finish_reason)
+
+    def _check_size(self, prompt: tuple[int, ...], max_tokens: int) -> None:
+        if not prompt:
+            raise InvalidRequestError("The prompt is empty.", param="prompt")
+        if max_tokens < 1:
+            raise InvalidRequestError("max_tokens must be at least 1.", param="max_tokens")
+        if len(prompt) + max_tokens > self._roster.capacity_tokens:
+            raise InvalidRequestError(
+                f"The prompt ({len(prompt)} tokens) and max_tokens ({max_tokens}) need more than the"
+                f" {self._roster.capacity_tokens} tokens that the KV cache holds.",
+                param="max_tokens",
+                code="context_length_exceeded",
+            )

@@ -1,0 +1,90 @@
+"""One sequence on the head: its tokens, its block table, and how far the stages have followed.
+
+Pure state with small transitions; which sequence runs when is the scheduler's business. Never sockets, clocks, torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from transport.messages import StepRow
+from vramancer_cli.models.sampling import Draw, Sampling
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(eq=False, slots=True)
+class Sequence:
+    """A prompt and what has been generated from it.
+
+    `arrival` orders sequences: lower is older and has priority. `blocks` is the block table, `announced_blocks` how
+    many of its entries the stages know. `cached_tokens` are in the KV cache of every stage, by steps that came back.
+    `last_turn` counts rows of all sequences: the lower, the longer ago this one had a row.
+    """
+
+    id: int
+    prompt: tuple[int, ...]
+    sampling: Sampling
+    max_tokens: int
+    stop_token_ids: frozenset[int]
+    arrival: int
+    added_s: float
+    generated: list[int] = field(default_factory=list[int])
+    blocks: list[int] = field(default_factory=list[int])
+    announced_blocks: int = 0
+    cached_tokens: int = 0
+    in_flight: bool = False
+    last_turn: int = -1
+
+    @property
+    def token_count(self) -> int:
+        return len(self.prompt) + len(self.generated)
+
+    @property
+    def uncached_tokens(self) -> int:
+        """Tokens that must pass the stages before the next one can be sampled; never 0 between steps."""
+        return self.token_count - self.cached_tokens
+
+    @property
+    def next_draw(self) -> Draw:
+        """Depends on what was generated only, so a recomputed sequence draws what it would have drawn."""
+        return Draw(self.sampling, len(self.generated))
+
+    def next_tokens(self, count: int) -> tuple[int, ...]:
+        """The first `count` uncached tokens, without touching the (long) rest."""
+        start, end, prompt_end = self.cached_tokens, self.cached_tokens + count, len(self.prompt)
+        return self.prompt[start:end] + tuple(self.generated[max(0, start - prompt_end) : max(0, end - prompt_end)])
+
+    def launch(self, count: int) -> StepRow:
+        """The row that runs the next `count` tokens, with all blocks that the stages do not know yet."""
+        row = StepRow(
+            sequence=self.id,
+            start=self.cached_tokens,
+            count=count,
+            first_block=(self.announced_blocks,),
+            blocks=(tuple(self.blocks[self.announced_blocks :]),),
+            sampled=count == self.uncached_tokens,
+        )
+        self.announced_blocks = len(self.blocks)
+        self.in_flight = True
+        return row
+
+    def land(self, count: int) -> None:
+        """The step with `count` tokens of this sequence came back."""
+        self.cached_tokens += count
+        self.in_flight = False
+
+    def accept(self, token: int) -> FinishReason | None:
+        """Take a sampled token; a stop token ends the sequence and is not kept."""
+        if token in self.stop_token_ids:
+            return "stop"
+        self.generated.append(token)
+        return "length" if len(self.generated) == self.max_tokens else None
+
+    def drop_cache(self) -> tuple[int, ...]:
+        """Forget the KV cache, not the tokens; returns the blocks that were held."""
+        blocks = tuple(self.blocks)
+        self.blocks.clear()
+        self.announced_blocks = self.cached_tokens = 0
+        return blocks

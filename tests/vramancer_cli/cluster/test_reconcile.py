@@ -1,0 +1,244 @@
+"""What is done about a state: small stories, each with real plans."""
+
+from __future__ import annotations
+
+from tests.helpers.cluster_bench import ClusterBench
+from tests.helpers.planning_values import HEAD, MIB, model_facts, node_facts, node_id, settings
+from transport.types import Versions
+from vramancer_cli.cluster import events
+from vramancer_cli.cluster.reconcile import (
+    Action,
+    Assign,
+    MakePlan,
+    Reconciliation,
+    Release,
+    StartServing,
+    StopServing,
+    next_actions,
+)
+from vramancer_cli.cluster.state import State
+
+FACTS = model_facts(layers=(MIB,) * 8, ends=MIB)  # 36 MiB in float32
+ONE, TWO, THREE = node_id(1), node_id(2), node_id(3)
+
+
+def bench_of(*limits_mib: int) -> ClusterBench:
+    bench = ClusterBench()
+    bench.choose(FACTS, settings())
+    for number, limit_mib in enumerate(limits_mib):
+        bench.join_number(number, limit_mib * MIB)
+    return bench
+
+
+def serving(*limits_mib: int) -> ClusterBench:
+    bench = bench_of(*limits_mib)
+    bench.run_until_quiet()
+    assert bench.serving is not None
+    return bench
+
+
+def kinds(actions: list[Action]) -> list[str]:
+    return [type(action).__name__ for action in actions]
+
+
+def test_nothing_to_do_without_model_or_head() -> None:
+    assert next_actions(State(), 0.0) == Reconciliation()
+    bench = ClusterBench()
+    bench.choose(FACTS, settings())
+    bench.join_number(1, 100 * MIB)
+    bench.wait(10.0)
+    assert bench.reconcile() == []
+
+
+def test_machines_started_together_cause_one_plan() -> None:
+    bench = ClusterBench()
+    bench.choose(FACTS, settings())
+    for number in range(3):
+        bench.join_number(number, 20 * MIB)
+        assert next_actions(bench.state, bench.now) == Reconciliation((), bench.now + 1.0)
+        bench.wait(0.75)
+    wake_at = next_actions(bench.state, bench.now).wake_at
+    assert wake_at is not None
+    bench.now = wake_at
+    assert kinds(bench.reconcile()) == ["MakePlan", "Assign", "Assign", "Assign"]
+    assert next_actions(bench.state, bench.now) == Reconciliation()
+    bench.run_until_quiet()
+    assert len(bench.made()) == 1
+    assert kinds(bench.actions)[-1] == "StartServing"
+
+
+def test_serving_starts_when_the_last_stage_is_ready() -> None:
+    bench = bench_of(20, 20, 20)
+    bench.wait(1.0)
+    bench.reconcile()
+    for node in (TWO, HEAD):
+        bench.answer(node)
+        assert bench.reconcile() == []
+    bench.answer(ONE)
+    assert kinds(bench.reconcile()) == ["StartServing"]
+
+
+def test_a_lost_node_stops_serving_at_once_and_the_rest_goes_on() -> None:
+    bench = serving(30, 30, 30)
+    bench.note(events.BusyChanged(3, 1))
+    bench.lose(1, "silent for 3.2 s")
+    first = next_actions(bench.state, bench.now)
+    assert first.actions == (StopServing(1, "'node-1' was lost: silent for 3.2 s", ONE),)
+    done = bench.reconcile()
+    assert kinds(done) == ["StopServing", "MakePlan", "Release", "Release", "Assign", "Assign"]
+    assert [action.node for action in done if isinstance(action, Release)] == [HEAD, TWO]
+    bench.run_until_quiet()
+    assert bench.serving is not None
+    assert {stage.node for stage in bench.serving.stages} == {HEAD, TWO}
+
+
+def test_a_node_lost_while_loading_means_a_new_plan_without_serving_between() -> None:
+    bench = bench_of(30, 30, 30)
+    bench.wait(1.0)
+    bench.reconcile()
+    bench.answer(HEAD)
+    bench.lose(2)
+    assert kinds(bench.reconcile()) == ["MakePlan", "Release", "Release", "Assign", "Assign"]
+
+
+def test_what_is_left_is_too_little_until_a_node_comes_back() -> None:
+    bench = serving(22, 22)
+    bench.lose(1)
+    assert kinds(bench.reconcile()) == ["StopServing", "MakePlan", "Release"]
+    assert bench.state.failure is not None
+    assert bench.state.failure.missing_bytes > 0
+    bench.wait(60.0)
+    assert bench.reconcile() == []  # a failed plan is not tried again for nothing
+    bench.join_number(1, 22 * MIB)
+    bench.run_until_quiet()
+    assert bench.serving is not None
+    assert [action.epoch for action in bench.made()] == [1, 2, 3]
+
+
+def test_a_lost_spare_changes_nothing() -> None:
+    bench = serving(60, 60, 1)
+    bench.lose(2)
+    bench.wait(5.0)
+    assert bench.reconcile() == []
+
+
+def test_a_refusal_plans_again_with_what_is_present() -> None:
+    bench = ClusterBench()
+    bench.choose(FACTS, settings())
+    bench.join_number(0, 30 * MIB)
+    bench.join_number(1, 40 * MIB, present_bytes=10 * MIB)
+    bench.run_until_quiet()
+    assert bench.serving is not None
+    assert len(bench.made()) == 2
+    assert {node.node: node.limit_bytes for node in bench.made()[1].nodes} == {HEAD: 30 * MIB, ONE: 10 * MIB}
+
+
+def test_a_node_that_refuses_everything_is_left_out() -> None:
+    bench = ClusterBench()
+    bench.choose(FACTS, settings())
+    bench.join_number(0, 60 * MIB)
+    bench.join_number(1, 60 * MIB, present_bytes=0)
+    bench.run_until_quiet()
+    assert bench.serving is not None
+    assert [stage.node for stage in bench.serving.stages] == [HEAD]
+
+
+def test_a_newcomer_waits_for_running_and_waiting_requests() -> None:
+    bench = serving(30, 30)
+    bench.join_number(2, 30 * MIB)
+    bench.wait(5.0)
+    for running, waiting in ((1, 0), (0, 1)):
+        bench.note(events.BusyChanged(running, waiting))
+        assert next_actions(bench.state, bench.now) == Reconciliation()
+    bench.note(events.BusyChanged(0, 0))
+    done = bench.reconcile()
+    assert kinds(done)[:2] == ["MakePlan", "StopServing"]
+    assert kinds(done)[2:] == ["Release", "Release", "Assign", "Assign", "Assign"]
+    bench.run_until_quiet()
+    assert bench.serving is not None
+    assert len(bench.serving.stages) == 3
+
+
+def test_a_newcomer_settles_first() -> None:
+    bench = serving(30, 30)
+    bench.join_number(2, 30 * MIB)
+    assert next_actions(bench.state, bench.now) == Reconciliation((), bench.now + 1.0)
+
+
+def test_a_newcomer_too_small_to_help_disturbs_nobody() -> None:
+    bench = serving(30, 30)
+    served = bench.serving
+    bench.join_number(2, 1024)
+    bench.wait(1.0)
+    assert kinds(bench.reconcile()) == ["MakePlan"]
+    assert bench.serving is served
+    assert bench.state.active_plan is not None
+    assert "no layers" in bench.state.active_plan.reasons[TWO]
+
+
+def test_a_stopped_or_broken_epoch_is_replaced_by_the_next() -> None:
+    for event in (events.ServingStopped(1, "an error"), events.ServingBroke(1, "an error")):
+        bench = serving(30, 30)
+        if isinstance(event, events.ServingStopped):
+            bench.serving = None
+        bench.note(event)
+        bench.run_until_quiet()
+        assert bench.serving is not None
+        assert bench.serving.epoch == 2
+
+
+def test_a_rejoined_node_is_assigned_again() -> None:
+    bench = serving(30, 30)
+    bench.join_number(1, 30 * MIB)
+    bench.run_until_quiet()
+    stop = next(action for action in bench.actions if isinstance(action, StopServing))
+    assert stop == StopServing(1, "'node-1' started again", ONE)
+    assert bench.serving is not None
+    assert bench.serving.epoch == 2
+
+
+def test_nodes_that_compute_differently_are_not_planned_with() -> None:
+    bench = bench_of(30)
+    bench.join(node_facts(1, 60 * MIB, Versions("0.1.0", "2.12.0", "5.23.0")))
+    bench.run_until_quiet()
+    assert bench.serving is None
+    assert [node.node for node in bench.made()[0].nodes] == [HEAD]
+    bench.join(node_facts(2, 30 * MIB))
+    bench.run_until_quiet()
+    assert bench.serving is not None
+    assert {stage.node for stage in bench.serving.stages} == {HEAD, TWO}
+
+
+def test_another_model_is_served_after_the_old_one_is_released() -> None:
+    bench = serving(30, 30)
+    bench.note(events.BusyChanged(1, 0))
+    bench.choose(model_facts(layers=(MIB,) * 4, ends=MIB, name="other"), settings())
+    done = bench.reconcile()
+    assert kinds(done)[:4] == ["StopServing", "MakePlan", "Release", "Release"]
+    bench.run_until_quiet()
+    assert bench.serving is not None
+    assert bench.serving.model.name == "other"
+
+
+def test_assign_names_the_stage_of_its_node() -> None:
+    bench = bench_of(20, 20, 20)
+    bench.wait(1.0)
+    assigned = [action for action in bench.reconcile() if isinstance(action, Assign)]
+    assert [(a.node, a.stage) for a in assigned] == [(s.node, i) for i, s in enumerate(assigned[0].plan.stages)]
+
+
+def test_a_late_start_is_stopped() -> None:
+    """A node is lost while StartServing is performed: the start is told nevertheless, and undone."""
+    bench = bench_of(30, 30)
+    bench.wait(1.0)
+    bench.reconcile()
+    for node in (HEAD, ONE):
+        bench.answer(node)
+    start = next_actions(bench.state, bench.now).actions[0]
+    assert isinstance(start, StartServing)
+    bench.lose(1)
+    bench.serving = start.plan
+    bench.note(events.ServingStarted(start.plan.epoch))
+    done = bench.reconcile()
+    assert kinds(done)[0] == "StopServing"
+    assert isinstance(done[1], MakePlan)

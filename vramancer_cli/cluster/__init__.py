@@ -1,0 +1,1 @@
+"""What the cluster is and what to do next. Pure: events in, state and actions out."""

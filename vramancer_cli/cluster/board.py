@@ -1,0 +1,171 @@
+"""The cluster as a person sees it, made from its state: node states, sentences, and why it does not serve yet.
+
+Pure: `now` is an argument; never sockets, clocks, torch.
+"""
+
+from __future__ import annotations
+
+from transport.messages import StagePlan
+from transport.types import NodeId
+from vramancer_cli.cluster.reconcile import planning_due_at
+from vramancer_cli.cluster.state import State, candidates, mismatch
+from vramancer_cli.cluster.status import ClusterStatus, NodeState, NodeStatus, ServiceState
+
+
+def cluster_status(
+    state: State,
+    *,
+    cluster: str,
+    cluster_id: str,
+    version: str,
+    uptime_s: float,
+    running: int,
+    waiting: int,
+    tokens_per_s: float,
+    api_url: str,
+    now: float,
+) -> ClusterStatus:
+    """Nodes in pipeline order, then the others by name, the lost ones last."""
+    plan, model, settings = state.active_plan, state.model, state.settings
+    service, reason = service_state(state)
+    return ClusterStatus(
+        cluster=cluster,
+        cluster_id=cluster_id,
+        version=version,
+        state=service,
+        reason=reason,
+        model=model.ref.name if model is not None else "",
+        layer_count=model.layer_count if model is not None else 0,
+        dtype=plan.dtype if plan is not None else "",
+        context_tokens=plan.context_tokens if plan is not None else (settings.context_tokens if settings else 0),
+        epoch=plan.epoch if plan is not None else state.epoch,
+        uptime_s=uptime_s,
+        running=running,
+        waiting=waiting,
+        tokens_per_s=tokens_per_s,
+        api_url=api_url,
+        nodes=tuple(_node_status(state, node, now) for node in _board_order(state)),
+    )
+
+
+def service_state(state: State) -> tuple[ServiceState, str]:
+    """Whether the model answers, and why not, in one sentence.
+
+    "waiting": for machines, memory or a decision; "failed": no plan, and more memory would not help.
+    """
+    plan = state.active_plan
+    if plan is not None and state.broken is None:
+        return ("ready", "") if state.serving_epoch == plan.epoch else ("loading", _loading_reason(state))
+    if state.broken is not None:
+        return "loading", f"Planning again: {state.broken.reason.rstrip('.')}."
+    if state.failure is not None:
+        service: ServiceState = "waiting" if state.failure.missing_bytes > 0 else "failed"
+        return service, " ".join([state.failure.reason, *_refusals(state)])
+    if state.model is None:
+        return "waiting", "No model has been chosen yet."
+    return "waiting", "Waiting a moment for other machines before the layers are placed."
+
+
+def _refusals(state: State) -> list[str]:
+    """What nodes said who could hold more, as they saw it: without it, the missing memory would be half the truth."""
+    refused = (record for record in state.nodes.values() if record.alive and record.note)
+    return [f"'{record.facts.name}' refused its layers: {record.note}" for record in refused]
+
+
+def _loading_reason(state: State) -> str:
+    stages = state.active_plan.stages if state.active_plan is not None else ()
+    ready = sum(state.stage_ready(stage.node) for stage in stages)
+    total_bytes = sum(stage.weights_bytes for stage in stages)
+    loaded_bytes = sum(_loaded_fraction(state, stage.node) * stage.weights_bytes for stage in stages)
+    percent = int(100 * loaded_bytes / total_bytes) if total_bytes else 0
+    return f"Loading the model: {ready} of {len(stages)} nodes are ready, {percent} % of the weights are in place."
+
+
+# --- nodes ----------------------------------------------------------------------------------------------------------
+
+
+def _board_order(state: State) -> list[NodeId]:
+    stages = state.active_plan.stages if state.active_plan is not None else ()
+    position = {stage.node: index for index, stage in enumerate(stages)}
+
+    def key(node: NodeId) -> tuple[bool, int, bool, str, NodeId]:
+        record = state.nodes[node]
+        place = position.get(node, len(position))
+        return not record.alive, place, not record.is_head, record.facts.name, node
+
+    return sorted(state.nodes, key=key)
+
+
+def _node_status(state: State, node: NodeId, now: float) -> NodeStatus:
+    record = state.nodes[node]
+    facts, stage = record.facts, _stage_of(state, node)
+    return NodeStatus(
+        id=node,
+        name=facts.name,
+        role="head" if record.is_head else "worker",
+        os=facts.os,
+        device=str(facts.device),
+        device_name=facts.device.name,
+        memory_used_bytes=record.load.memory_used_bytes if record.alive else 0,
+        memory_limit_bytes=facts.limit_bytes,
+        state=_node_state(state, node),
+        round_trip_s=None if record.is_head else record.round_trip_s,
+        layers=(stage.layers.start, stage.layers.end) if stage is not None and record.alive else None,
+        layer_tokens=record.load.layer_tokens,
+        loaded_fraction=_loaded_fraction(state, node),
+        direct=record.direct,
+        why=_why(state, node, now),
+        address=str(facts.addresses[0]) if facts.addresses else "",
+    )
+
+
+def _node_state(state: State, node: NodeId) -> NodeState:
+    record, plan = state.nodes[node], state.active_plan
+    if not record.alive:
+        return "lost"
+    if mismatch(state, record) is not None:
+        return "spare"
+    if plan is None or state.broken is not None or node not in plan.reasons:
+        return "joined"
+    if _stage_of(state, node) is not None:
+        return "ready" if state.stage_ready(node) else "loading"
+    if node == plan.ends:
+        return "ready" if state.serving_epoch == plan.epoch else "loading"
+    return "spare"
+
+
+def _why(state: State, node: NodeId, now: float) -> str:
+    record, plan = state.nodes[node], state.active_plan
+    if not record.alive:
+        return f"lost {max(0.0, now - record.last_heard):.0f} s ago: {record.note}"
+    different = mismatch(state, record)
+    if different is not None:
+        return f"not used: {different}"
+    if plan is not None and node in plan.reasons:
+        refused = f"; it refused before: {record.note}" if record.note else ""
+        return plan.reasons[node] + refused
+    if record.note:
+        return f"refused: {record.note}"
+    return _why_joined(state, node)
+
+
+def _why_joined(state: State, node: NodeId) -> str:
+    if state.failure is not None and planning_due_at(state) is None:
+        return "not used: the model does not fit yet"
+    is_busy = state.running > 0 or state.waiting > 0
+    if state.active_plan is not None and is_busy and node in candidates(state):
+        return "used as soon as no request is running"
+    return "waits for its layers"
+
+
+def _stage_of(state: State, node: NodeId) -> StagePlan | None:
+    if state.active_plan is None:
+        return None
+    return next((stage for stage in state.active_plan.stages if stage.node == node), None)
+
+
+def _loaded_fraction(state: State, node: NodeId) -> float:
+    record, plan = state.nodes[node], state.active_plan
+    if plan is None or record.stage is None or record.stage.epoch != plan.epoch:
+        return 0.0
+    return record.stage.loaded_fraction

@@ -1,0 +1,162 @@
+"""What happens to a cluster, as frozen values: heard on links, done by the coordinator, or chosen by a person.
+
+Tokens and steps are not cluster events. Times `at` are seconds of the caller's clock. Never sockets, clocks, torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transport.messages import NodeLoad, Plan
+from transport.types import NodeFacts, NodeId
+from vramancer_cli.models.facts import ModelFacts
+from vramancer_cli.planning.facts import PlanSettings
+
+
+@dataclass(frozen=True, slots=True)
+class ModelChosen:
+    """A person chose what to serve."""
+
+    facts: ModelFacts
+    settings: PlanSettings
+
+
+@dataclass(frozen=True, slots=True)
+class NodeJoined:
+    """A node proved who it is. One that was here before starts afresh: it holds nothing."""
+
+    facts: NodeFacts
+    at: float
+    is_head: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NodeHeard:
+    """A node answered. `round_trip_s` None: not measured this time."""
+
+    node: NodeId
+    at: float
+    load: NodeLoad
+    round_trip_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeLost:
+    """A node's link ended, or it fell silent. The head is never lost to itself."""
+
+    node: NodeId
+    reason: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """The answer to MakePlan."""
+
+    plan: Plan
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class PlanFailed:
+    """The other answer to MakePlan. `missing_bytes` 0: more memory would not help."""
+
+    reason: str
+    missing_bytes: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Assigned:
+    """A node was told to load its stage; from now on it counts as holding `epoch`."""
+
+    node: NodeId
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class StageLoading:
+    """A node's stage is partly loaded."""
+
+    node: NodeId
+    epoch: int
+    loaded_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class StageBecameReady:
+    """A node's stage is loaded. `direct`: its output goes straight to the next stage, not through the head."""
+
+    node: NodeId
+    epoch: int
+    direct: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StageRefused:
+    """A node cannot hold what it was assigned: needed, and present for it there."""
+
+    node: NodeId
+    epoch: int
+    needed_bytes: int
+    present_bytes: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """A node was told to unload `epoch` and everything before."""
+
+    node: NodeId
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServingStarted:
+    """Requests are taken on the plan of `epoch`."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServingBroke:
+    """Something failed on the head itself while it served `epoch`: the plan cannot go on."""
+
+    epoch: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ServingStopped:
+    """No requests are taken any more on the plan of `epoch`. An epoch never serves twice."""
+
+    epoch: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class BusyChanged:
+    """How many requests run and wait."""
+
+    running: int
+    waiting: int
+
+
+Event = (
+    ModelChosen
+    | NodeJoined
+    | NodeHeard
+    | NodeLost
+    | Planned
+    | PlanFailed
+    | Assigned
+    | StageLoading
+    | StageBecameReady
+    | StageRefused
+    | Released
+    | ServingStarted
+    | ServingBroke
+    | ServingStopped
+    | BusyChanged
+)

@@ -1,0 +1,66 @@
+"""What a state is made of: the record of a node and its stage, why a plan broke, why there is none.
+
+Values only. Never sockets, clocks, torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from transport.messages import NodeLoad
+from transport.types import NodeFacts, NodeId
+
+Candidate = tuple[NodeId, int]
+"""A node that may be planned with, and the limit in bytes that counts for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageRecord:
+    """What a node holds or loads. `loaded_fraction` is 0 to 1."""
+
+    epoch: int
+    status: Literal["loading", "ready", "refused"] = "loading"
+    loaded_fraction: float = 0.0
+    direct: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRecord:
+    """One node. `limit_bytes` is its own limit, or less after it refused; `note` why it was lost or refused."""
+
+    facts: NodeFacts
+    is_head: bool
+    joined_at: float
+    last_heard: float
+    limit_bytes: int
+    status: Literal["alive", "lost"] = "alive"
+    load: NodeLoad = field(default_factory=lambda: NodeLoad(0, 0, 0))
+    round_trip_s: float | None = None
+    stage: StageRecord | None = None
+    note: str = ""
+
+    @property
+    def alive(self) -> bool:
+        return self.status == "alive"
+
+    @property
+    def direct(self) -> bool:
+        """Whether its stage sends straight to the next one."""
+        return self.stage is not None and self.stage.direct
+
+
+@dataclass(frozen=True, slots=True)
+class PlanBreak:
+    """Why the active plan cannot go on; `node` where one node is the cause."""
+
+    reason: str
+    node: NodeId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why there is no plan. `missing_bytes` 0: more memory would not help."""
+
+    reason: str
+    missing_bytes: int

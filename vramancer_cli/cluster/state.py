@@ -1,0 +1,309 @@
+"""What the cluster is: `State`, and `apply(state, event) -> State`, pure and total.
+
+An event that is late (of an older epoch, of a node that is gone) changes nothing. What to do about a state is
+decided in `reconcile`. Never sockets, clocks, torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import assert_never
+
+from transport.messages import Plan
+from transport.types import NodeId
+from vramancer_cli.cluster import events
+from vramancer_cli.cluster.records import Candidate, Failure, NodeRecord, PlanBreak, StageRecord
+from vramancer_cli.models.facts import ModelFacts
+from vramancer_cli.planning.facts import PlanSettings
+from vramancer_cli.planning.plan import held_bytes, same_deployment, with_reasons
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """`epoch`: the highest ever given. `considered`: what the last planning had before it; None: plan in any case.
+
+    `active_plan` is the one loading or serving; with `broken` it only waits to be replaced. `serving_epoch` may
+    still be an older plan's until that one has been stopped.
+    """
+
+    model: ModelFacts | None = None
+    settings: PlanSettings | None = None
+    nodes: Mapping[NodeId, NodeRecord] = field(default_factory=dict[NodeId, NodeRecord])
+    epoch: int = 0
+    active_plan: Plan | None = None
+    broken: PlanBreak | None = None
+    considered: frozenset[Candidate] | None = None
+    failure: Failure | None = None
+    serving_epoch: int | None = None
+    running: int = 0
+    waiting: int = 0
+    last_join_at: float = 0.0
+
+    @property
+    def head(self) -> NodeRecord | None:
+        return next((record for record in self.nodes.values() if record.is_head), None)
+
+    def stage_ready(self, node: NodeId) -> bool:
+        """Whether the node holds its stage of the active plan."""
+        record, plan = self.nodes.get(node), self.active_plan
+        if record is None or record.stage is None or plan is None:
+            return False
+        return record.stage.epoch == plan.epoch and record.stage.status == "ready"
+
+
+def mismatch(state: State, record: NodeRecord) -> str | None:
+    """Why the node may not compute together with the head; None when it may."""
+    if state.head is None:
+        return "there is no head yet"
+    own, heads = record.facts.versions, state.head.facts.versions
+    if (own.torch, own.transformers) == (heads.torch, heads.transformers):
+        return None
+    return (
+        f"it computes with torch {own.torch} and transformers {own.transformers}, "
+        f"the head with {heads.torch} and {heads.transformers}"
+    )
+
+
+def candidates(state: State) -> dict[NodeId, NodeRecord]:
+    """The nodes that a plan made now may use."""
+    return {node: record for node, record in state.nodes.items() if record.alive and mismatch(state, record) is None}
+
+
+def considering(state: State) -> frozenset[Candidate]:
+    """What a plan made now would have before it."""
+    return frozenset((node, record.limit_bytes) for node, record in candidates(state).items())
+
+
+def apply(state: State, event: events.Event) -> State:
+    """The state after the event."""
+    match event:
+        case events.ModelChosen():
+            return _model_chosen(state, event)
+        case events.NodeJoined():
+            return _joined(state, event)
+        case events.NodeHeard():
+            return _heard(state, event)
+        case events.NodeLost():
+            return _lost(state, event)
+        case events.Planned():
+            return _planned(state, event.plan)
+        case events.PlanFailed():
+            return _plan_failed(state, Failure(event.reason, event.missing_bytes))
+        case events.Assigned():
+            return _assigned(state, event.node, event.epoch)
+        case events.StageLoading() | events.StageBecameReady():
+            return _stage_progressed(state, event)
+        case events.StageRefused():
+            return _refused(state, event)
+        case events.Released():
+            return _released(state, event.node, event.epoch)
+        case events.ServingStarted():
+            return _serving_started(state, event.epoch)
+        case events.ServingBroke():
+            return _serving_broke(state, event)
+        case events.ServingStopped():
+            return _serving_stopped(state, event)
+        case events.BusyChanged():
+            return replace(state, running=max(0, event.running), waiting=max(0, event.waiting))
+        case _:
+            assert_never(event)
+
+
+# --- model and nodes ------------------------------------------------------------------------------------------------
+
+
+def _model_chosen(state: State, event: events.ModelChosen) -> State:
+    if (state.model, state.settings) == (event.facts, event.settings):
+        return state
+    chosen = replace(state, model=event.facts, settings=event.settings, failure=None, considered=None)
+    return _break(chosen, PlanBreak("another model was chosen"))
+
+
+def _joined(state: State, event: events.NodeJoined) -> State:
+    node, head = event.facts.node_id, state.head
+    is_head = event.is_head and (head is None or head.facts.node_id == node)
+    record = NodeRecord(event.facts, is_head, event.at, event.at, max(0, event.facts.limit_bytes))
+    if _in_plan(state, node):
+        state = _break(state, PlanBreak(f"'{event.facts.name}' started again", node))
+    last_join_at = max(state.last_join_at, event.at)
+    return replace(state, nodes={**state.nodes, node: record}, last_join_at=last_join_at)
+
+
+def _heard(state: State, event: events.NodeHeard) -> State:
+    record = state.nodes.get(event.node)
+    if record is None or not record.alive:
+        return state
+    round_trip_s = record.round_trip_s if event.round_trip_s is None else event.round_trip_s
+    last_heard = max(record.last_heard, event.at)
+    return _with(state, replace(record, load=event.load, round_trip_s=round_trip_s, last_heard=last_heard))
+
+
+def _lost(state: State, event: events.NodeLost) -> State:
+    record = state.nodes.get(event.node)
+    if record is None or record.is_head or not record.alive:
+        return state
+    lost = replace(record, status="lost", stage=None, note=event.reason, last_heard=max(record.last_heard, event.at))
+    state = _with(state, lost)
+    if not _in_plan(state, event.node):
+        return state
+    return _break(state, PlanBreak(f"'{record.facts.name}' was lost: {event.reason}", event.node))
+
+
+# --- plans ----------------------------------------------------------------------------------------------------------
+
+
+def _planned(state: State, plan: Plan) -> State:
+    if plan.epoch <= state.epoch or state.model is None or plan.model != state.model.ref:
+        return state
+    old = state.active_plan
+    if old is not None and state.broken is None and same_deployment(old, plan):
+        kept = with_reasons(old, plan.reasons)
+        return replace(state, active_plan=kept, epoch=plan.epoch, considered=considering(state))
+    state = replace(state, active_plan=plan, epoch=plan.epoch, considered=considering(state), broken=None, failure=None)
+    gone = next((node for node in held_bytes(plan) if node not in candidates(state)), None)
+    return state if gone is None else _break(state, PlanBreak("a node was lost while planning", gone))
+
+
+def _plan_failed(state: State, failure: Failure) -> State:
+    """Uses up an epoch. A plan that is still good stays: it was only not possible to do better."""
+    state = replace(state, epoch=state.epoch + 1, considered=considering(state))
+    if state.active_plan is not None and state.broken is None:
+        return state
+    return replace(state, active_plan=None, broken=None, failure=failure)
+
+
+def _break(state: State, cause: PlanBreak) -> State:
+    """The active plan cannot go on; the first cause is the one that is told."""
+    if state.active_plan is None:
+        return state
+    return replace(state, broken=state.broken or cause, considered=None)
+
+
+def _in_plan(state: State, node: NodeId) -> bool:
+    plan = state.active_plan
+    return plan is not None and (node == plan.ends or any(stage.node == node for stage in plan.stages))
+
+
+# --- stages ---------------------------------------------------------------------------------------------------------
+
+
+def _assigned(state: State, node: NodeId, epoch: int) -> State:
+    record = state.nodes.get(node)
+    if record is None or not record.alive or epoch > state.epoch:
+        return state
+    if record.stage is not None and record.stage.epoch >= epoch:
+        return state
+    return _with(state, replace(record, stage=StageRecord(epoch)))
+
+
+def _stage_progressed(state: State, event: events.StageLoading | events.StageBecameReady) -> State:
+    record = state.nodes.get(event.node)
+    if record is None or record.stage is None or record.stage.epoch != event.epoch or record.stage.status != "loading":
+        return state
+    if isinstance(event, events.StageLoading):
+        fraction = min(1.0, max(0, event.loaded_bytes) / max(1, event.total_bytes))
+        stage = replace(record.stage, loaded_fraction=fraction)
+    else:
+        stage = replace(record.stage, status="ready", loaded_fraction=1.0, direct=event.direct)
+    return _with(state, replace(record, stage=stage))
+
+
+def _refused(state: State, event: events.StageRefused) -> State:
+    """The node's limit falls strictly, so that planning again comes to an end."""
+    record, plan = state.nodes.get(event.node), state.active_plan
+    if record is None or not record.alive or plan is None or plan.epoch != event.epoch:
+        return state
+    planned_bytes = held_bytes(plan).get(event.node)
+    if planned_bytes is None:
+        return state
+    limit_bytes = _lowered(record.limit_bytes, planned_bytes, event.needed_bytes, event.present_bytes)
+    stage = None if record.stage is None else replace(record.stage, status="refused")
+    state = _with(state, replace(record, limit_bytes=limit_bytes, stage=stage, note=event.reason))
+    return _break(state, PlanBreak(f"'{record.facts.name}' refused its layers: {event.reason}", event.node))
+
+
+def _lowered(limit_bytes: int, planned_bytes: int, needed_bytes: int, present_bytes: int) -> int:
+    """What was present becomes the limit.
+
+    Where that is no lower, the node counts more than the planner does: the limit falls by the difference. A node
+    that refuses what by its own figures it could hold has another reason, and is not planned with again.
+    """
+    if present_bytes < limit_bytes:
+        return max(0, present_bytes)
+    corrected_bytes = present_bytes - (needed_bytes - planned_bytes)
+    return corrected_bytes if 0 <= corrected_bytes < limit_bytes else 0
+
+
+def _released(state: State, node: NodeId, epoch: int) -> State:
+    record = state.nodes.get(node)
+    if record is None or record.stage is None or record.stage.epoch > epoch:
+        return state
+    return _with(state, replace(record, stage=None))
+
+
+# --- serving --------------------------------------------------------------------------------------------------------
+
+
+def _serving_started(state: State, epoch: int) -> State:
+    """Recorded even when the plan has changed meanwhile: what serves has to be stopped."""
+    if state.serving_epoch is not None or not 0 < epoch <= state.epoch:
+        return state
+    return replace(state, serving_epoch=epoch)
+
+
+def _serving_broke(state: State, event: events.ServingBroke) -> State:
+    if state.active_plan is None or event.epoch != state.active_plan.epoch:
+        return state
+    return _break(state, PlanBreak(event.reason))
+
+
+def _serving_stopped(state: State, event: events.ServingStopped) -> State:
+    """A stopped epoch is spent, since its steps are numbered without gaps: going on takes a new plan."""
+    if state.serving_epoch != event.epoch:
+        return state
+    state = replace(state, serving_epoch=None)
+    if state.active_plan is None or state.active_plan.epoch != event.epoch:
+        return state
+    return _break(state, PlanBreak(event.reason))
+
+
+def _with(state: State, record: NodeRecord) -> State:
+    return replace(state, nodes={**state.nodes, record.facts.node_id: record})
+
+
+# --- invariants -----------------------------------------------------------------------------------------------------
+
+
+def validate(state: State) -> None:
+    """Raises AssertionError where a state contradicts itself. For tests."""
+    _validate_nodes(state)
+    _validate_plan(state)
+    assert state.running >= 0
+    assert state.waiting >= 0
+    assert state.serving_epoch is None or 0 < state.serving_epoch <= state.epoch
+
+
+def _validate_nodes(state: State) -> None:
+    assert sum(record.is_head for record in state.nodes.values()) <= 1, "two heads"
+    for node, record in state.nodes.items():
+        assert record.facts.node_id == node
+        assert 0 <= record.limit_bytes <= max(0, record.facts.limit_bytes)
+        assert record.last_heard >= record.joined_at
+        assert record.alive or (record.stage is None and not record.is_head), "a lost node holds something"
+        assert record.stage is None or 0 < record.stage.epoch <= state.epoch
+        assert record.stage is None or 0.0 <= record.stage.loaded_fraction <= 1.0
+
+
+def _validate_plan(state: State) -> None:
+    plan = state.active_plan
+    assert state.broken is None or plan is not None, "a break without a plan"
+    if plan is None:
+        return
+    assert state.model is not None
+    assert plan.epoch <= state.epoch
+    assert state.failure is None, "a plan and a failure"
+    if state.broken is None:
+        assert plan.model == state.model.ref
+        assert all(node in candidates(state) for node in held_bytes(plan)), "a plan with a node that is gone"
+        assert state.considered is not None

@@ -1,0 +1,73 @@
+"""The cluster as a person sees it: what `status`, the page and /api/nodes show. JSON in, JSON out.
+
+Standard library only, so that the small verbs start fast.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+ServiceState = Literal["waiting", "loading", "ready", "failed"]
+NodeState = Literal["joined", "loading", "ready", "spare", "lost"]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """One node. `layers` is [start, end) or None; `why` is the planner's sentence; `round_trip_s` None for the head."""
+
+    id: str
+    name: str
+    role: Literal["head", "worker"]
+    os: str
+    device: str
+    device_name: str
+    memory_used_bytes: int
+    memory_limit_bytes: int
+    state: NodeState
+    round_trip_s: float | None
+    layers: tuple[int, int] | None
+    layer_tokens: int
+    loaded_fraction: float
+    direct: bool
+    why: str
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterStatus:
+    """`reason` says in one sentence why `state` is not "ready" (empty when it is)."""
+
+    cluster: str
+    cluster_id: str
+    version: str
+    state: ServiceState
+    reason: str
+    model: str
+    layer_count: int
+    dtype: str
+    context_tokens: int
+    epoch: int
+    uptime_s: float
+    running: int
+    waiting: int
+    tokens_per_s: float
+    api_url: str
+    nodes: tuple[NodeStatus, ...] = field(default_factory=tuple)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> ClusterStatus:
+        """Ignores unknown keys, so that an older board can read a newer head. Raises KeyError, TypeError."""
+        nodes = tuple(_node_from_json(node) for node in data["nodes"])
+        return cls(**{f.name: data[f.name] for f in fields(cls) if f.name != "nodes"}, nodes=nodes)
+
+
+def _node_from_json(data: dict[str, Any]) -> NodeStatus:
+    values = {f.name: data[f.name] for f in fields(NodeStatus)}
+    if values["layers"] is not None:
+        start, end = values["layers"]
+        values["layers"] = (int(start), int(end))
+    return NodeStatus(**values)

@@ -1,0 +1,163 @@
+"""Drives stages by hand-made steps, without scheduler or links: what a head does, in sixty lines.
+
+Block ids are given out in a shuffled order on request, so that tables are consecutive for some sequences only.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+
+from transport.messages import ModelRef, Plan, StagePlan, Step, StepRow
+from transport.types import LayerRange
+from vramancer_cli.engine.ends import TorchEnds
+from vramancer_cli.engine.stage import PagedStage
+from vramancer_cli.engine.torch_engine import TorchEngine
+from vramancer_cli.models.sampling import Draw, Sampling
+
+
+def no_progress(loaded_bytes: int, total_bytes: int) -> None:
+    """For loads that nobody watches."""
+
+
+def make_plan(
+    engine: TorchEngine,
+    folder: Path,
+    stages: int | Sequence[LayerRange],
+    *,
+    dtype: str = "float32",
+    block_count: int = 96,
+    block_tokens: int = 16,
+    max_step_tokens: int = 64,
+) -> Plan:
+    """A plan with every stage on this engine's device: layers cut evenly, or as given."""
+    ref = ModelRef("test", "folder", "", engine.digest(folder))
+    facts = engine.model_facts(folder, ref)
+    ranges = even_ranges(facts.layer_count, stages) if isinstance(stages, int) else stages
+    device = engine.device_facts()
+    return Plan(
+        epoch=1,
+        model=ref,
+        dtype=dtype,
+        context_tokens=facts.context_tokens,
+        block_tokens=block_tokens,
+        block_count=block_count,
+        max_step_tokens=max_step_tokens,
+        ends="n0",
+        ends_bytes=facts.ends_bytes(dtype),
+        stages=tuple(
+            StagePlan(
+                node=f"n{index}",
+                device=device,
+                layers=layers,
+                weights_bytes=facts.weights_bytes(layers, dtype),
+                kv_bytes=facts.kv_bytes(layers, dtype, block_count * block_tokens),
+                workspace_bytes=facts.workspace_bytes(max_step_tokens),
+            )
+            for index, layers in enumerate(ranges)
+        ),
+    )
+
+
+def even_ranges(layer_count: int, stages: int) -> list[LayerRange]:
+    cuts = [layer_count * index // stages for index in range(stages + 1)]
+    return [LayerRange(start, end) for start, end in pairwise(cuts)]
+
+
+@dataclass
+class Request:
+    """A prompt that joins at step `joins_at`; `generated` fills up to `max_tokens`."""
+
+    prompt: list[int]
+    max_tokens: int
+    joins_at: int = 0
+    sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.0))
+    generated: list[int] = field(default_factory=list[int])
+    tokens_done: int = 0
+    blocks: list[int] = field(default_factory=list[int])
+    margins: list[float] = field(default_factory=list[float])
+
+    @property
+    def pending(self) -> list[int]:
+        return (self.prompt + self.generated)[self.tokens_done :]
+
+    @property
+    def finished(self) -> bool:
+        return len(self.generated) >= self.max_tokens
+
+
+class Driver:
+    """The head's part: makes steps, carries hidden states from stage to stage over wire buffers, samples."""
+
+    def __init__(self, engine: TorchEngine, folder: Path, plan: Plan, *, shuffle: bool = True) -> None:
+        self.engine, self.plan = engine, plan
+        self.stages: list[PagedStage] = [
+            engine.load_stage(folder, plan, index, no_progress) for index in range(len(plan.stages))
+        ]
+        self.ends: TorchEnds = engine.load_ends(folder, plan, no_progress)
+        self.free = list(range(plan.block_count))[::-1]
+        if shuffle:
+            random.Random(5).shuffle(self.free)
+        self.number = 0
+        self.ended: list[int] = []
+
+    def close(self) -> None:
+        for stage in self.stages:
+            stage.close()
+        self.ends.close()
+
+    def run(self, requests: Sequence[Request]) -> None:
+        """Until all are finished: decode rows first, what is left of the step's budget for prompts, in chunks."""
+        while not all(request.finished for request in requests):
+            self.step(requests)
+
+    def step(self, requests: Sequence[Request]) -> None:
+        chosen: list[tuple[int, Request, list[int]]] = []
+        budget = self.plan.max_step_tokens
+        running = [(i, r) for i, r in enumerate(requests) if r.joins_at <= self.number and not r.finished]
+        for index, request in sorted(running, key=lambda pair: len(pair[1].pending)):
+            tokens = request.pending[:budget]
+            budget -= len(tokens)
+            if tokens:
+                chosen.append((index, request, tokens))
+        rows = tuple(self._row(index, request, len(tokens)) for index, request, tokens in chosen)
+        step = Step(self.plan.epoch, self.number, rows, tuple(self.ended))
+        self.number, self.ended = self.number + 1, []
+        hidden = self.send(step, [token for _, _, tokens in chosen for token in tokens])
+        self._take([pair[:2] for pair, row in zip(chosen, rows, strict=True) if row.sampled], hidden)
+        for index, request in enumerate(requests):
+            if request.finished and request.blocks:
+                self.ended.append(index)
+                self.free += request.blocks
+                request.blocks = []
+
+    def send(self, step: Step, token_ids: Sequence[int]) -> torch.Tensor:
+        hidden = self.ends.embed(token_ids)
+        for stage in self.stages:
+            crossed = self.engine.from_buffer(self.engine.to_buffer("hidden_states", hidden))
+            hidden = stage.execute(step, crossed)
+        return hidden
+
+    def _row(self, index: int, request: Request, count: int) -> StepRow:
+        start, first = request.tokens_done, len(request.blocks)
+        needed = -(-(start + count) // self.plan.block_tokens) - first
+        given = tuple(self.free.pop() for _ in range(needed))
+        request.blocks += given
+        sampled = count == len(request.pending)
+        request.tokens_done += count
+        return StepRow(index, start, count, (first,), (given,), sampled)
+
+    def _take(self, sampled: Sequence[tuple[int, Request]], hidden: torch.Tensor) -> None:
+        if not sampled:
+            return
+        draws = [Draw(request.sampling, len(request.generated)) for _, request in sampled]
+        best = self.ends.logits(hidden).topk(2).values
+        tokens = self.ends.sample(hidden, draws)
+        for (_, request), token, top in zip(sampled, tokens, best, strict=True):
+            request.generated.append(token)
+            request.margins.append(float(top[0] - top[1]))

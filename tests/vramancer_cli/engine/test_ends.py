@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import math
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+from transformers.models.llama.modeling_llama import LlamaModel
+
+from tests.helpers.checkpoints import make_checkpoint
+from tests.helpers.stepping import make_plan, no_progress
+from transport.errors import LocalProtocolError
+from transport.messages import Plan
+from vramancer_cli.engine.checkpoint import open_checkpoint
+from vramancer_cli.engine.ends import HEAD_COPIES, EndsModel, NonFiniteLogitsError, choose_tokens, uniform
+from vramancer_cli.engine.torch_engine import TorchEngine
+from vramancer_cli.errors import ModelError, OverLimitError, VramancerError
+from vramancer_cli.models.sampling import Draw, Sampling
+
+GREEDY = Draw(Sampling(temperature=0.0), 0)
+
+
+@pytest.fixture
+def plan(engine: TorchEngine, llama: Path) -> Plan:
+    return make_plan(engine, llama, 1)
+
+
+def draws(sampling: Sampling, count: int) -> list[Draw]:
+    return [Draw(sampling, index) for index in range(count)]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_neox", "cohere"])
+def test_embedding_and_logits_are_those_of_the_whole_model(engine: TorchEngine, tmp_path: Path, family: str):
+    folder = make_checkpoint(tmp_path, family, num_hidden_layers=1, **({"head_dim": 8} if family == "gemma2" else {}))
+    whole = AutoModelForCausalLM.from_pretrained(folder)
+    ends = engine.load_ends(folder, make_plan(engine, folder, 1), no_progress)
+    ids = [3, 0, 383, 3]
+    embedded = ends.embed(ids)
+    with torch.inference_mode():
+        assert torch.equal(embedded, whole.get_input_embeddings()(torch.tensor(ids)))
+        output = whole(torch.tensor([ids]), output_hidden_states=True)
+        captured: list[torch.Tensor] = []
+        layers = next(module for module in whole.modules() if isinstance(module, torch.nn.ModuleList))
+        layers[-1].register_forward_hook(lambda _m, _i, out: captured.append(out if torch.is_tensor(out) else out[0]))
+        whole(torch.tensor([ids]))
+    torch.testing.assert_close(ends.logits(captured[0][0]), output.logits[0])
+
+
+def test_ids_outside_the_vocabulary_are_refused(engine: TorchEngine, llama: Path, plan: Plan):
+    ends = engine.load_ends(llama, plan, no_progress)
+    for wrong in (-1, 384):
+        with pytest.raises(ModelError, match="vocabulary of 384"):
+            ends.embed([0, wrong])
+    assert ends.embed([]).shape == (0, 64)
+
+
+def test_the_ends_reserve_weights_and_what_sampling_needs(engine: TorchEngine, llama: Path, plan: Plan):
+    row_bytes = HEAD_COPIES * 384 * 4
+    ends = engine.load_ends(llama, plan, no_progress)
+    assert engine.used_bytes == ends.weights_bytes + row_bytes == plan.ends_bytes + row_bytes
+    ends.close()
+    ends.close()
+    assert engine.used_bytes == 0
+    with pytest.raises(VramancerError, match="unloaded"):
+        ends.embed([1])
+    generous = msgspec.structs.replace(plan, ends_bytes=plan.ends_bytes + 10 * row_bytes)
+    engine.load_ends(llama, generous, no_progress)
+    assert engine.used_bytes == generous.ends_bytes
+
+
+def test_ends_over_the_limit_are_refused(llama: Path, plan: Plan):
+    with pytest.raises(OverLimitError, match="Embedding"):
+        TorchEngine("cpu", limit_bytes=plan.ends_bytes, threads=1).load_ends(llama, plan, no_progress)
+
+
+def test_rows_taken_in_turns_are_the_rows_taken_at_once(engine: TorchEngine, llama: Path, plan: Plan):
+    one_by_one = engine.load_ends(llama, plan, no_progress)
+    generous = msgspec.structs.replace(plan, ends_bytes=plan.ends_bytes + (1 << 20))
+    at_once = engine.load_ends(llama, generous, no_progress)
+    rows, some = torch.randn(9, 64), draws(Sampling(temperature=0.8, top_p=0.9, seed=4), 9)
+    assert one_by_one.sample(rows, some) == at_once.sample(rows, some)
+
+
+def test_rows_and_draws_go_together(engine: TorchEngine, llama: Path, plan: Plan):
+    with pytest.raises(LocalProtocolError, match="2 rows"):
+        engine.load_ends(llama, plan, no_progress).sample(torch.zeros(2, 64), [GREEDY])
+
+
+@pytest.mark.parametrize(("name", "value"), [("lm_head.weight", torch.inf), ("model.embed_tokens.weight", torch.nan)])
+def test_logits_that_are_not_finite_are_an_error_with_a_name(
+    engine: TorchEngine, llama: Path, tmp_path: Path, name: str, value: float
+):
+    folder = Path(shutil.copytree(llama, tmp_path / "m"))
+    stored = load_file(folder / "model.safetensors")
+    stored[name][0] = value
+    save_file(stored, folder / "model.safetensors")
+    with pytest.raises(NonFiniteLogitsError, match="not finite"):
+        engine.load_ends(folder, make_plan(engine, folder, 1), no_progress)
+    assert engine.used_bytes == 0
+    ends = engine.load_ends(llama, make_plan(engine, llama, 1), no_progress)
+    with pytest.raises(NonFiniteLogitsError, match="not finite"):
+        ends.sample(torch.full((1, 64), torch.nan), [GREEDY])
+
+
+def test_an_embedding_that_only_the_base_model_scales_is_refused(llama: Path, monkeypatch: pytest.MonkeyPatch):
+    forward = LlamaModel.forward
+
+    def scaling(self: LlamaModel, input_ids: torch.Tensor | None = None, **others: Any) -> Any:
+        if input_ids is not None:
+            others["inputs_embeds"] = self.embed_tokens(input_ids) * 2
+        return forward(self, **others)
+
+    monkeypatch.setattr(LlamaModel, "forward", scaling)
+    with pytest.raises(ModelError, match="embeds in a way"):
+        EndsModel(open_checkpoint(llama), torch.float32).load(torch.device("cpu"), no_progress)
+
+
+def test_greedy_takes_the_most_likely():
+    logits = torch.tensor([[0.0, 3.0, 1.0], [5.0, 3.0, 1.0]])
+    assert choose_tokens(logits, [GREEDY, GREEDY]) == [1, 0]
+
+
+def test_the_draw_depends_on_seed_and_index_only():
+    same = Draw(Sampling(1.0, 1.0, seed=3), 5)
+    assert uniform(same) == uniform(Draw(Sampling(0.2, 0.4, seed=3), 5))
+    others = {uniform(Draw(Sampling(seed=seed), index)) for seed in range(20) for index in range(20)}
+    assert len(others) == 400
+    assert 0.4 < sum(others) / 400 < 0.6
+
+
+def test_a_row_is_sampled_alike_whatever_its_neighbours():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 50, generator=generator)
+    some = [Draw(Sampling(0.9, 0.8, seed=index), index) for index in range(6)]
+    together = choose_tokens(logits, some)
+    assert together == [choose_tokens(row[None], [draw])[0] for row, draw in zip(logits, some, strict=True)]
+
+
+def test_frequencies_follow_the_softmax():
+    shares = torch.tensor([0.5, 0.3, 0.2])
+    logits = shares.log().expand(3000, 3)
+    counts = Counter(choose_tokens(logits, draws(Sampling(1.0, 1.0, seed=1), 3000)))
+    for token, share in enumerate(shares.tolist()):
+        assert abs(counts[token] / 3000 - share) < 0.03
+
+
+def test_temperature_sharpens_and_flattens():
+    logits = torch.tensor([1.0, 0.0]).expand(1000, 2)
+    share = {t: choose_tokens(logits, draws(Sampling(t, 1.0, seed=2), 1000)).count(0) / 1000 for t in (0.25, 1.0, 4.0)}
+    for temperature, measured in share.items():
+        assert abs(measured - 1 / (1 + math.exp(-1 / temperature))) < 0.05
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_it():
+    logits = torch.tensor([0.1, 0.4, 0.2, 0.3]).log().expand(500, 4)
+    for top_p, kept in ((0.3, {1}), (0.65, {1, 3}), (0.85, {1, 2, 3}), (1.0, {0, 1, 2, 3})):
+        assert set(choose_tokens(logits, draws(Sampling(1.0, top_p, seed=3), 500))) == kept
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    values=st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=12),
+    temperature=st.floats(1e-6, 100),
+    top_p=st.floats(1e-6, 1),
+    seed=st.integers(0, 2**63),
+)
+def test_a_token_without_a_share_is_never_drawn(values: list[float], temperature: float, top_p: float, seed: int):
+    logits = torch.tensor([values])
+    [token] = choose_tokens(logits, [Draw(Sampling(temperature, top_p, seed), 0)])
+    shares = torch.softmax((logits[0] - logits.max()) / temperature, -1)
+    assert shares[token] > 0

@@ -1,0 +1,4 @@
+"""The only torch room: weights, shards, KV cache, attention, ends.
+
+Never imports asyncio, sockets, scheduling, planning, cluster.
+"""

@@ -1,0 +1,86 @@
+"""One step as tensors: built once, then used by every layer of the stage.
+
+Must never outlive its step, and never know what a layer computes around its attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from vramancer_cli.engine.attention import Options, attend_sequence
+from vramancer_cli.engine.kv_cache import KvPool, PlacedRow
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A row's place in the batch: tokens [first, first + count); its sequence's K and V: the first `end` tokens.
+
+    `where` is the first slot of a consecutive table, else the table's block ids, [n] int64 on the device.
+    """
+
+    first: int
+    count: int
+    start: int
+    end: int
+    where: int | torch.Tensor
+
+
+class Batch:
+    """The AttentionContext of one step.
+
+    `positions` [1, T] int64, `slots` [T] int64 (where each new token's K and V go), `sampled` [R] int64 (the index of
+    the last token of each row that is sampled), all on the pool's device.
+    """
+
+    def __init__(self, rows: Sequence[PlacedRow], pool: KvPool, device: torch.device) -> None:
+        self._pool = pool
+        positions = [position for row in rows for position in range(row.start, row.end)]
+        slots = [slot for row in rows for slot in _slots(row, pool.block_tokens)]
+        both = torch.tensor([positions, slots], dtype=torch.int64).to(device)
+        self.positions, self.slots = both[:1], both[1]
+        self.spans = _spans(rows, pool.block_tokens, device)
+        last = [span.first + span.count - 1 for span, row in zip(self.spans, rows, strict=True) if row.sampled]
+        self.sampled = torch.tensor(last, dtype=torch.int64).to(device)
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: Options
+    ) -> torch.Tensor:
+        """Keep the new K and V, then attend row by row, so that no row feels its neighbours. Gives [T, heads, size]."""
+        self._pool.write(layer, self.slots, key, value)
+        parts = [self._attend_span(layer, span, query, options) for span in self.spans]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _attend_span(self, layer: int, span: Span, query: torch.Tensor, options: Options) -> torch.Tensor:
+        if isinstance(span.where, int):
+            key, value = self._pool.view(layer, span.where, span.end)
+        else:
+            key, value = self._pool.gather(layer, span.where, span.end)
+        own = query.narrow(1, span.first, span.count)
+        return attend_sequence(own, key, value, span.start, options).transpose(0, 1)
+
+
+def _slots(row: PlacedRow, block_tokens: int) -> list[int]:
+    return [
+        row.blocks[position // block_tokens] * block_tokens + position % block_tokens
+        for position in range(row.start, row.end)
+    ]
+
+
+def _spans(rows: Sequence[PlacedRow], block_tokens: int, device: torch.device) -> list[Span]:
+    spans: list[Span] = []
+    first = 0
+    for row in rows:
+        count = row.end - row.start
+        spans.append(Span(first, count, row.start, row.end, _where(row, block_tokens, device)))
+        first += count
+    return spans
+
+
+def _where(row: PlacedRow, block_tokens: int, device: torch.device) -> int | torch.Tensor:
+    if row.consecutive:
+        return row.blocks[0] * block_tokens
+    used = row.blocks[: -(-row.end // block_tokens)]
+    return torch.tensor(used, dtype=torch.int64).to(device)

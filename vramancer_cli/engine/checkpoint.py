@@ -1,0 +1,218 @@
+"""A checkpoint folder: config.json and safetensors headers, checked, and single tensors read by their byte range.
+
+Tensors are read into memory of their own, not mapped: a mapped tensor would be outside the memory limit and would end
+the process if the file shrank. Must never import transformers.
+
+Format: https://huggingface.co/docs/safetensors (8 bytes little-endian header length, JSON header, data).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+import torch
+
+from vramancer_cli.engine.tensors import byte_view
+from vramancer_cli.errors import ModelError
+
+HEADER_MAX_BYTES: Final = 100_000_000
+CONFIG_MAX_BYTES: Final = 10_000_000
+_COMPARED_BYTES: Final = 1 << 20
+INDEX_NAME: Final = "model.safetensors.index.json"
+
+_STORED_DTYPES: Final = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+_PICKLE_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """Where one tensor lies: `start` and `size_bytes` within `path`."""
+
+    name: str
+    path: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    size_bytes: int
+
+    def read(self) -> torch.Tensor:
+        """A new CPU tensor with these bytes, and no other byte of the file read. Raises ModelError."""
+        tensor = torch.empty(self.shape, dtype=self.dtype)
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self.start)
+            view = byte_view(tensor)
+            while view:
+                count = file.readinto(view)
+                if not count:
+                    raise ModelError(f"{self.path.name} became shorter while it was read.")
+                view = view[count:]
+        return tensor
+
+    def same_bytes(self, other: StoredTensor) -> bool:
+        """Whether both hold the same values, compared piece by piece."""
+        if (self.dtype, self.shape) != (other.dtype, other.shape):
+            return False
+        with self.path.open("rb") as mine, other.path.open("rb") as theirs:
+            mine.seek(self.start)
+            theirs.seek(other.start)
+            pieces = range(0, self.size_bytes, _COMPARED_BYTES)
+            sizes = (min(_COMPARED_BYTES, self.size_bytes - first) for first in pieces)
+            return all(mine.read(size) == theirs.read(size) for size in sizes)
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        """What transformers' weight conversion asks of a lazy tensor: `stored[...]`."""
+        return self.read()[index]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A folder whose headers have been checked. `digest` as ModelRef says; `config` is config.json as read."""
+
+    folder: Path
+    config: dict[str, Any]
+    tensors: dict[str, StoredTensor]
+    digest: str
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Read config and headers, no weights. Raises ModelError with a sentence for whoever chose the folder."""
+    config_bytes = _read_config(folder)
+    config = _json_object(config_bytes, "config.json")
+    _refuse_code(config)
+    digest = hashlib.sha256(config_bytes)
+    tensors: dict[str, StoredTensor] = {}
+    for path in weight_files(folder):
+        header_bytes = _read_header(path)
+        digest.update(header_bytes)
+        for tensor in _parse_header(path, header_bytes):
+            if tensors.setdefault(tensor.name, tensor) is not tensor:
+                raise ModelError(f"{path.name} holds '{tensor.name}', which another file holds too.")
+    return Checkpoint(folder, config, tensors, digest.hexdigest())
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that make up the model, by name: those that the index lists, else all in the folder."""
+    index = folder / INDEX_NAME
+    paths = _indexed_files(index) if index.is_file() else _files_in(folder)
+    if not paths:
+        raise _no_weights(folder)
+    return paths
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.safetensors") if path.is_file())
+
+
+def _read_config(folder: Path) -> bytes:
+    if not folder.is_dir():
+        raise ModelError(f"There is no folder {folder}.")
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ModelError(f"{folder} has no config.json.")
+    return _read_small(path)
+
+
+def _read_small(path: Path) -> bytes:
+    if path.stat().st_size > CONFIG_MAX_BYTES:
+        raise ModelError(f"{path.name} is larger than {CONFIG_MAX_BYTES} bytes.")
+    return path.read_bytes()
+
+
+def _json_object(data: bytes, name: str) -> dict[str, Any]:
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{name} is not JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{name} does not hold a JSON object.")
+    return value
+
+
+def _refuse_code(config: dict[str, Any]) -> None:
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        if "auto_map" in part:
+            raise ModelError(
+                "The model brings its own Python code (auto_map in config.json), which VRAMancer never runs.",
+                hint="Use a version of the model whose family transformers knows by itself.",
+            )
+
+
+def _no_weights(folder: Path) -> ModelError:
+    pickled = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLE_SUFFIXES)
+    if pickled:
+        return ModelError(
+            f"{folder.name} has its weights only as {pickled[0]}, a format that can run code when it is opened.",
+            hint="Use a version of the model with .safetensors files.",
+        )
+    return ModelError(f"{folder.name} has no .safetensors file.")
+
+
+def _indexed_files(index: Path) -> list[Path]:
+    weight_map = _json_object(_read_small(index), index.name).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise ModelError(f"{index.name} has no proper weight_map.")
+    return [_inside(index.parent, name) for name in sorted(set(weight_map.values()))]
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """Names are judged as text: download caches link to files elsewhere, and those links are the user's own."""
+    pure = PurePosixPath(name)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name or pure.suffix != ".safetensors":
+        raise ModelError(f"{INDEX_NAME} names '{name}', which is not a .safetensors file inside the folder.")
+    path = folder / pure
+    if not path.is_file():
+        raise ModelError(f"{name} is missing in {folder.name}.", hint="Download the model again.")
+    return path
+
+
+def _read_header(path: Path) -> bytes:
+    """The JSON header's bytes; its length is checked before anything is allocated for it."""
+    file_bytes = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = int.from_bytes(prefix, "little")
+        if len(prefix) < 8 or length > min(HEADER_MAX_BYTES, file_bytes - 8):
+            raise ModelError(f"{path.name} is cut off or not a safetensors file.", hint="Download the model again.")
+        return file.read(length)
+
+
+def _parse_header(path: Path, header_bytes: bytes) -> list[StoredTensor]:
+    header = _json_object(header_bytes, f"The header of {path.name}")
+    data_start = 8 + len(header_bytes)
+    data_bytes = path.stat().st_size - data_start
+    return [
+        _stored_tensor(path, name, entry, data_start, data_bytes)
+        for name, entry in header.items()
+        if name != "__metadata__"
+    ]
+
+
+def _stored_tensor(path: Path, name: str, entry: Any, data_start: int, data_bytes: int) -> StoredTensor:
+    match entry:
+        case {"dtype": str(dtype_name), "shape": list(shape), "data_offsets": [int(begin), int(end)]}:
+            pass
+        case _:
+            raise _lying(path, name)
+    dtype = _STORED_DTYPES.get(dtype_name)
+    if dtype is None:
+        raise ModelError(f"'{name}' in {path.name} is stored as {dtype_name}, which VRAMancer cannot read yet.")
+    if not all(type(size) is int and size >= 0 for size in shape):
+        raise _lying(path, name)
+    if not 0 <= begin <= end <= data_bytes or math.prod(shape) * dtype.itemsize != end - begin:
+        raise _lying(path, name)
+    return StoredTensor(name, path, dtype, tuple(shape), data_start + begin, end - begin)
+
+
+def _lying(path: Path, name: str) -> ModelError:
+    return ModelError(
+        f"The header of {path.name} contradicts the file at '{name}': it is cut off or damaged.",
+        hint="Download the model again.",
+    )

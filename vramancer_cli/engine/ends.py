@@ -1,0 +1,193 @@
+"""Both ends of the model: token ids to hidden states, and hidden states to the next token ids.
+
+Must never see text or a grammar, and never keep state from one step to the next.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from transport.errors import LocalProtocolError
+from transport.messages import Plan
+from transport.types import LayerRange
+from vramancer_cli.engine import architecture, weights
+from vramancer_cli.engine.checkpoint import Checkpoint
+from vramancer_cli.engine.memory import MemoryBudget, Reservation
+from vramancer_cli.engine.stage import checked, release
+from vramancer_cli.engine.tensors import DTYPES
+from vramancer_cli.engine.weights import HEAD_COPIES, Progress
+from vramancer_cli.errors import ModelError, VramancerError
+from vramancer_cli.models.sampling import Draw
+
+
+class NonFiniteLogitsError(VramancerError):
+    """The model computed values that are not finite, so no next token can be chosen."""
+
+    hint = "Load the model with --dtype float32 or bfloat16."
+
+
+class EndsModel:
+    """Embedding, final norm and output head of a checkpoint: on meta after construction, usable after `load`."""
+
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+        self._checkpoint = checkpoint
+        self._model = architecture.build(checkpoint, dtype)
+        architecture.keep(self._model, LayerRange(0, 0), ends=True)
+        parts = architecture.parts_of(self._model)
+        self._before, self._after = parts.before, parts.after
+        self.vocab_size: int = self._model.config.get_text_config().vocab_size
+        self.weights_bytes = weights.weights_bytes(self._model)
+
+    def load(self, device: torch.device, progress: Progress) -> None:
+        """Read the owned tensors to `device`. Raises ModelError."""
+        weights.load_into(self._model, self._checkpoint, device, progress)
+        self._try(device)
+
+    def unload(self) -> None:
+        """Free the weights at once, whoever still refers to the model."""
+        architecture.free(self._model)
+
+    def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """[T] int64 in, [T, hidden] out."""
+        base = architecture.base_model(self._model)
+        value = token_ids[None]
+        for name in self._before:
+            value = base.get_submodule(name)(value)
+        return value[0]
+
+    def logits(self, rows: torch.Tensor) -> torch.Tensor:
+        """[R, hidden] in; [R, vocabulary] float32 out, with whatever the family does to its logits."""
+        return self._model(inputs_embeds=rows[None], use_cache=False).logits[0].float()
+
+    def _try(self, device: torch.device) -> None:
+        """Two tokens through both ends, to find out now what would go wrong in every answer.
+
+        Raises ModelError where the base model does more to token ids than the pipeline plan says, and
+        NonFiniteLogitsError for weights that give no answer at all.
+        """
+        ids = torch.tensor([0, self.vocab_size - 1], device=device)
+        with torch.inference_mode():
+            embedded = finite(self.embed(ids))
+            if not torch.equal(self._before_norm(ids), embedded):
+                raise ModelError(f"The family '{self._model.config.model_type}' embeds in a way that cannot be split.")
+            finite(self.logits(embedded))
+
+    def _before_norm(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """What the base model hands to its final norm when it is given ids and has no layers."""
+        seen: list[torch.Tensor] = []
+        norm = architecture.base_model(self._model).get_submodule(self._after[0])
+        hook = norm.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0][0]))
+        self._model(input_ids=token_ids[None], use_cache=False)
+        hook.remove()
+        return seen[0]
+
+
+class TorchEnds:
+    """Implements the runtime's `Ends`. Every method on the device's thread."""
+
+    def __init__(self, model: EndsModel, device: torch.device, rows_at_once: int, held: Reservation) -> None:
+        self.weights_bytes = model.weights_bytes
+        self._model: EndsModel | None = model
+        self._device = device
+        self._rows_at_once = rows_at_once
+        self._held = held
+
+    def embed(self, token_ids: Sequence[int]) -> torch.Tensor:
+        """[T, hidden]. Raises ModelError for an id outside the vocabulary, before a device trips over it."""
+        model = self._open()
+        if token_ids and not (min(token_ids) >= 0 and max(token_ids) < model.vocab_size):
+            raise ModelError(f"A token id is outside the model's vocabulary of {model.vocab_size}.")
+        with torch.inference_mode():
+            return model.embed(torch.tensor(token_ids, dtype=torch.int64).to(self._device))
+
+    def logits(self, rows: torch.Tensor) -> torch.Tensor:
+        """[R, hidden] in, [R, vocabulary] float32 out. Raises NonFiniteLogitsError."""
+        with torch.inference_mode():
+            return finite(self._open().logits(rows.to(self._device)))
+
+    def sample(self, rows: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
+        """Sampled rows of the last stage [R, hidden] and R draws in; R token ids out.
+
+        Raises NonFiniteLogitsError, and LocalProtocolError where rows and draws do not go together.
+        """
+        if rows.shape[0] != len(draws):
+            raise LocalProtocolError(f"{rows.shape[0]} rows came for {len(draws)} draws.")
+        chosen: list[int] = []
+        for first in range(0, len(draws), self._rows_at_once):
+            some = slice(first, first + self._rows_at_once)
+            chosen += choose_tokens(self.logits(rows[some]), draws[some])
+        return chosen
+
+    def close(self) -> None:
+        """Free the weights, and give their bytes back. May be called again."""
+        model, self._model = self._model, None
+        if model is not None:
+            model.unload()
+            release(self._device, self._held)
+
+    def _open(self) -> EndsModel:
+        if self._model is None:
+            raise VramancerError("The model's ends have been unloaded.")
+        return self._model
+
+
+def load_ends(folder: Path, plan: Plan, budget: MemoryBudget, device: torch.device, progress: Progress) -> TorchEnds:
+    """Reserve, then load. Raises OverLimitError before allocating anything over the limit, ModelError.
+
+    What `plan.ends_bytes` holds beyond the weights is workspace: rows of logits are taken in turns that fit into it.
+    """
+    model = EndsModel(checked(folder, plan), DTYPES[plan.dtype])
+    row_bytes = HEAD_COPIES * model.vocab_size * torch.float32.itemsize
+    workspace_bytes = max(row_bytes, plan.ends_bytes - model.weights_bytes)
+    held = budget.reserve(f"Embedding and output head of {plan.model.name}", model.weights_bytes + workspace_bytes)
+    try:
+        model.load(device, progress)
+    except BaseException:
+        model.unload()
+        release(device, held)
+        raise
+    return TorchEnds(model, device, workspace_bytes // row_bytes, held)
+
+
+def finite(values: torch.Tensor) -> torch.Tensor:
+    """`values`, unchanged. Raises NonFiniteLogitsError."""
+    if not bool(torch.isfinite(values).all()):
+        raise NonFiniteLogitsError
+    return values
+
+
+def choose_tokens(logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
+    """Logits [R, vocabulary] float32 and R draws in; R token ids out. A row's choice depends on nothing but the row."""
+    greedy: list[int] = logits.argmax(-1).tolist()
+    return [
+        token if draw.sampling.temperature <= 0 else _draw_token(row, draw)
+        for token, row, draw in zip(greedy, logits, draws, strict=True)
+    ]
+
+
+def uniform(draw: Draw) -> float:
+    """The draw's own number in [0, 1): the same for the same seed and index, in whatever order tokens are drawn."""
+    return random.Random(f"{draw.sampling.seed}:{draw.index}").random()  # noqa: S311  # text, not secrets
+
+
+def _draw_token(logits: torch.Tensor, draw: Draw) -> int:
+    """Inverse transform sampling from the softmax at the draw's temperature, cut to its nucleus.
+
+    top_p: Holtzman et al., "The Curious Case of Neural Text Degeneration" (2020): the smallest set of most likely
+    tokens whose shares sum to at least top_p.
+    """
+    shares = torch.softmax((logits - logits.max()) / draw.sampling.temperature, -1)
+    shares, order = shares.sort(descending=True, stable=True)
+    sums = shares.cumsum(-1)
+    if draw.sampling.top_p < 1:
+        sums = sums[: 1 + int((sums < draw.sampling.top_p).sum())]
+    total = float(sums[-1])
+    # Below the total even after rounding, so that the search always ends at a token with a share of its own.
+    wanted = min(uniform(draw) * total, math.nextafter(total, 0.0))
+    place = int((sums <= wanted).sum())
+    return int(order[min(place, sums.numel() - 1)])

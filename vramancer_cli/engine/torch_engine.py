@@ -1,0 +1,80 @@
+"""The engine as the runtime sees it: one device, its memory budget, and everything that is loaded under it.
+
+The composition root of this room. Must never know who calls it or what a node is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from transport.contracts import TensorBuffer
+from transport.messages import ModelRef, Plan
+from transport.types import DeviceFacts
+from vramancer_cli.engine import devices, tensors, weights
+from vramancer_cli.engine.ends import TorchEnds, load_ends
+from vramancer_cli.engine.memory import MemoryBudget
+from vramancer_cli.engine.stage import PagedStage, load_stage
+from vramancer_cli.engine.weights import Progress
+from vramancer_cli.models.facts import ModelFacts
+
+
+class TorchEngine:
+    """Implements the runtime's `Engine` with torch.
+
+    `device`: auto, cuda:N, mps, xpu or cpu. `limit_bytes`: all that is ever reserved for weights, KV and workspace
+    (default: a share of what is free now). `threads`: CPU threads for one operation (default: torch's own choice).
+    Raises DeviceError.
+    """
+
+    def __init__(self, device: str = "auto", limit_bytes: int | None = None, threads: int | None = None) -> None:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.device = devices.choose(device)
+        self._budget = MemoryBudget(limit_bytes or devices.default_limit_bytes(self.device_facts()))
+        self._layer_tokens = 0
+
+    def device_facts(self) -> DeviceFacts:
+        return devices.facts(self.device)
+
+    @property
+    def limit_bytes(self) -> int:
+        return self._budget.limit_bytes
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes reserved from the budget now; safe from any thread."""
+        return self._budget.used_bytes
+
+    @property
+    def layer_tokens(self) -> int:
+        """(layer, token) pairs executed since start; written on the device's thread, safe to read from any."""
+        return self._layer_tokens
+
+    def digest(self, folder: Path) -> str:
+        """ModelRef.digest of the checkpoint. Raises ModelError."""
+        return weights.digest(folder)
+
+    def model_facts(self, folder: Path, ref: ModelRef) -> ModelFacts:
+        """Raises ModelError."""
+        return weights.model_facts(folder, ref)
+
+    def load_stage(self, folder: Path, plan: Plan, stage_index: int, progress: Progress) -> PagedStage:
+        """Raises OverLimitError before allocating anything over the limit, ModelError."""
+        return load_stage(folder, plan, stage_index, self._budget, self.device, progress, self._count)
+
+    def load_ends(self, folder: Path, plan: Plan, progress: Progress) -> TorchEnds:
+        """Raises OverLimitError before allocating anything over the limit, ModelError."""
+        return load_ends(folder, plan, self._budget, self.device, progress)
+
+    def to_buffer(self, name: str, hidden: torch.Tensor) -> TensorBuffer:
+        """Raises LocalProtocolError for a dtype that may not cross the wire."""
+        return tensors.to_buffer(name, hidden)
+
+    def from_buffer(self, buffer: TensorBuffer) -> torch.Tensor:
+        """Hidden states [tokens, hidden] on the device. Raises RemoteProtocolError."""
+        return tensors.from_buffer(buffer).to(self.device)
+
+    def _count(self, layer_tokens: int) -> None:
+        self._layer_tokens += layer_tokens

@@ -1,0 +1,214 @@
+"""An Engine without torch for simulations: every layer mixes a token's value with all earlier ones of its sequence.
+
+A token that took a wrong way, came out of order or met another sequence's cache gives another answer, so the answers
+of a simulated cluster can be compared with `answer`, which computes them in one place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transport.contracts import TensorBuffer
+from transport.errors import RemoteProtocolError
+from transport.messages import ModelRef, Plan, Step
+from transport.types import DeviceFacts, TensorSpec
+from vramancer_cli.errors import OverLimitError
+from vramancer_cli.models.facts import ModelFacts
+from vramancer_cli.models.sampling import Draw
+
+MODULUS = (1 << 31) - 1
+VOCABULARY = 1000
+REF = ModelRef("arithmetic", "builtin", "arithmetic", "0" * 64)
+
+
+def facts(layers: int = 6, layer_parameters: int = 1000) -> ModelFacts:
+    return ModelFacts(
+        ref=REF,
+        family="arithmetic",
+        hidden_size=1,
+        vocab_size=VOCABULARY,
+        context_tokens=256,
+        checkpoint_dtype="float32",
+        layer_parameters=(layer_parameters,) * layers,
+        ends_parameters=100,
+        kv_elements_per_token=(1,) * layers,
+        workspace_elements_per_token=1,
+    )
+
+
+def mix(value: int, item: int) -> int:
+    """What a layer makes of one more item, given what it made of all before; a layer begins with its number + 1."""
+    return (value * 31 + item) % MODULUS
+
+
+def answer(prompt: Sequence[int], count: int, layers: int = 6) -> list[int]:
+    """The tokens that follow `prompt`, computed without any cluster."""
+    tokens = list(prompt)
+    values = [layer + 1 for layer in range(layers)]
+    passed = 0
+    for _ in range(count):
+        for token in tokens[passed:]:
+            row = token + 1
+            for layer in range(layers):
+                row = values[layer] = mix(values[layer], row)
+        passed = len(tokens)
+        tokens.append(row % VOCABULARY)
+    return tokens[len(prompt) :]
+
+
+@dataclass(slots=True)
+class _Cache:
+    """One sequence on one stage: what each of its layers made of all tokens so far."""
+
+    values: list[int]
+    tokens: int = 0
+
+
+class ArithmeticStage:
+    def __init__(self, engine: ArithmeticEngine, plan: Plan, stage: int) -> None:
+        self._engine = engine
+        self._layers = plan.stages[stage].layers
+        self._last = stage == len(plan.stages) - 1
+        self._cache: dict[int, _Cache] = {}
+        self.weights_bytes = plan.stages[stage].weights_bytes
+        self.kv_bytes = plan.stages[stage].kv_bytes
+        self.bytes = plan.stages[stage].total_bytes
+
+    def execute(self, step: Step, hidden: list[int]) -> list[int]:
+        assert len(hidden) == step.token_count
+        for sequence in step.ended:
+            self._cache.pop(sequence, None)
+        out: list[int] = []
+        offset = 0
+        for row in step.rows:
+            values = self._run(row.sequence, row.start, hidden[offset : offset + row.count])
+            offset += row.count
+            out.extend(values if not self._last else values[-1:] if row.sampled else [])
+        self._engine.layer_tokens += step.token_count * len(self._layers)
+        return out
+
+    def _run(self, sequence: int, start: int, values: list[int]) -> list[int]:
+        if start == 0:
+            self._cache[sequence] = _Cache([layer + 1 for layer in range(self._layers.start, self._layers.end)])
+        cache = self._cache[sequence]
+        if cache.tokens != start:
+            raise RemoteProtocolError(f"sequence {sequence} has {cache.tokens} tokens, not {start}")
+        cache.tokens += len(values)
+        for layer, value in enumerate(cache.values):
+            mixed: list[int] = []
+            for item in values:
+                value = mix(value, item)
+                mixed.append(value)
+            cache.values[layer] = value
+            values = mixed
+        return values
+
+    def close(self) -> None:
+        self._engine.used_bytes -= self.bytes
+        self.bytes = 0
+
+
+class ArithmeticEnds:
+    def __init__(self, engine: ArithmeticEngine, plan: Plan) -> None:
+        self._engine = engine
+        self.bytes = plan.ends_bytes
+
+    def embed(self, token_ids: Sequence[int]) -> list[int]:
+        return [token + 1 for token in token_ids]
+
+    def sample(self, rows: list[int], draws: Sequence[Draw]) -> list[int]:
+        assert len(rows) == len(draws)
+        return [row % VOCABULARY for row in rows]
+
+    def close(self) -> None:
+        self._engine.used_bytes -= self.bytes
+        self.bytes = 0
+
+
+class ArithmeticEngine:
+    """`present_bytes`: what the machine really has, when less than the limit that it promised.
+
+    `loads_badly` is raised by every load; `own_digest` is that of the checkpoint on this machine.
+    """
+
+    def __init__(self, limit_bytes: int, present_bytes: int | None = None) -> None:
+        self.limit_bytes = limit_bytes
+        self.present_bytes = limit_bytes if present_bytes is None else present_bytes
+        self.loads_badly: Exception | None = None
+        self.own_digest = REF.digest
+        self.used_bytes = 0
+        self.layer_tokens = 0
+
+    def device_facts(self) -> DeviceFacts:
+        return DeviceFacts("cpu", 0, "arithmetic", self.limit_bytes, self.limit_bytes)
+
+    def digest(self, folder: Path) -> str:
+        return self.own_digest
+
+    def model_facts(self, folder: Path, ref: ModelRef) -> ModelFacts:
+        return facts()
+
+    def load_stage(self, folder: Path, plan: Plan, stage: int, progress: Callable[[int, int], None]) -> ArithmeticStage:
+        self._reserve(plan.stages[stage].total_bytes)
+        progress(1, 1)
+        return ArithmeticStage(self, plan, stage)
+
+    def load_ends(self, folder: Path, plan: Plan, progress: Callable[[int, int], None]) -> ArithmeticEnds:
+        self._reserve(plan.ends_bytes)
+        return ArithmeticEnds(self, plan)
+
+    def to_buffer(self, name: str, hidden: list[int]) -> TensorBuffer:
+        data = struct.pack(f"<{len(hidden)}q", *hidden)
+        return TensorBuffer(TensorSpec(name, "int64", (len(hidden), 1), 0), memoryview(data))
+
+    def from_buffer(self, buffer: TensorBuffer) -> list[int]:
+        if buffer.spec.dtype != "int64" or len(buffer.spec.shape) != 2 or buffer.spec.shape[1] != 1:
+            raise RemoteProtocolError(f"Hidden states of {buffer.spec.dtype} {buffer.spec.shape} came.")
+        return list(struct.unpack(f"<{buffer.spec.shape[0]}q", buffer.data))
+
+    def _reserve(self, needed_bytes: int) -> None:
+        if self.loads_badly is not None:
+            raise self.loads_badly
+        free_bytes = self.present_bytes - self.used_bytes
+        if needed_bytes > free_bytes:
+            raise OverLimitError("too much", needed_bytes=needed_bytes, present_bytes=free_bytes)
+        self.used_bytes += needed_bytes
+
+
+class LoopDevice:
+    """A DeviceExecutor on the event loop: each piece of work takes `work_s` of virtual time, one after the other."""
+
+    def __init__(self, work_s: float) -> None:
+        self.work_s = work_s
+        self._free_at_s = 0.0
+        self._loop = asyncio.get_running_loop()
+
+    def submit(self, work: Callable[[], Any], done: Callable[[Any, BaseException | None], None]) -> None:
+        self._free_at_s = max(self._free_at_s, self._loop.time()) + self.work_s
+        self._loop.call_at(self._free_at_s, self._work, work, done)
+
+    async def run(self, work: Callable[[], Any]) -> Any:
+        future: asyncio.Future[Any] = self._loop.create_future()
+
+        def done(result: Any, error: BaseException | None) -> None:
+            if not future.done():
+                future.set_exception(error) if error else future.set_result(result)
+
+        self.submit(work, done)
+        return await future
+
+    def close(self) -> None:
+        pass
+
+    def _work(self, work: Callable[[], Any], done: Callable[[Any, BaseException | None], None]) -> None:
+        try:
+            result = work()
+        except Exception as error:
+            done(None, error)
+        else:
+            done(result, None)

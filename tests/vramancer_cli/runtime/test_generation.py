@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.arithmetic_engine import ArithmeticEnds, answer
+from tests.helpers.pipeline_bench import SMALL, WHOLE, PipelineBench
+from tests.helpers.simulated_cluster import node_id
+from tests.helpers.virtual_time import run
+from vramancer_cli.errors import InvalidRequestError, NodeLostError, NotReadyError, QueueFullError
+from vramancer_cli.models.sampling import Draw, Sampling
+from vramancer_cli.runtime.contracts import Generated, GenerationRequest
+from vramancer_cli.runtime.generation import MAX_WAITING, STEP_DEADLINE_S, Generation, StepDeadlineError
+from vramancer_cli.scheduling.scheduler import StepMismatchError
+
+LOST = NodeLostError("'attic' was lost.", node="attic")
+
+
+class GenerationBench:
+    """A generation that serves on a pipeline; `activity` has (running, waiting) whenever it changed."""
+
+    def __init__(self, *limits_bytes: int) -> None:
+        self.pipeline_bench = PipelineBench(*limits_bytes)
+        self.activity: list[tuple[int, int]] = []
+        self.broken: list[BaseException] = []
+
+    async def __aenter__(self) -> GenerationBench:
+        await self.pipeline_bench.__aenter__()
+        self.generation = Generation("arithmetic", Path(), 256, 0, self._note_activity)
+        self.generation.serve(self.pipeline_bench.plan, self.pipeline_bench.pipeline, self.broken.append)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.generation.stop(LOST)
+        await self.pipeline_bench.__aexit__()
+
+    def _note_activity(self) -> None:
+        self.activity.append((self.generation.running, self.generation.waiting))
+
+    def items(self, prompt: Sequence[int], count: int, stops: Sequence[int] = ()) -> AsyncGenerator[Generated, None]:
+        question = GenerationRequest("r", tuple(prompt), Sampling(temperature=0.0), count, frozenset(stops))
+        return self.generation.generate(question)
+
+    async def ask(self, prompt: Sequence[int], count: int, stops: Sequence[int] = ()) -> list[int]:
+        return [token async for item in self.items(prompt, count, stops) for token in item.token_ids]
+
+
+def quietly(scene: Coroutine[Any, Any, None]) -> None:
+    """Run the scene; AssertionError for an error that nobody heard."""
+
+    async def watched() -> None:
+        unheard: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
+        await scene
+        gc.collect()
+        assert unheard == []
+
+    run(watched())
+
+
+def test_tokens_come_one_by_one_and_the_last_item_says_why() -> None:
+    async def scene() -> None:
+        async with GenerationBench(WHOLE) as bench:
+            items = [item async for item in bench.items([1, 2], 5)]
+            assert [token for item in items for token in item.token_ids] == answer([1, 2], 5)
+            assert [item.finish_reason for item in items] == [None, None, None, None, "length"]
+
+    quietly(scene())
+
+
+def test_a_stop_token_ends_the_answer_and_is_not_in_it() -> None:
+    async def scene() -> None:
+        async with GenerationBench(WHOLE) as bench:
+            tokens = answer([1, 2], 5)
+            assert await bench.ask([1, 2], 5, stops=[tokens[3]]) == tokens[:3]
+
+    quietly(scene())
+
+
+def test_nothing_serves_yet() -> None:
+    async def scene() -> None:
+        generation = Generation("arithmetic", Path(), 256, 0, lambda: None)
+        generation.wait_for("2.0 GiB are missing.")
+        with pytest.raises(NotReadyError, match=r"2\.0 GiB are missing"):
+            await anext(generation.generate(GenerationRequest("r", (1,), Sampling(), 1)))
+        await generation.stop(NotReadyError("The node is shutting down."))
+        with pytest.raises(NotReadyError, match="shutting down"):
+            await anext(generation.generate(GenerationRequest("r", (1,), Sampling(), 1)))
+
+    quietly(scene())
+
+
+def test_a_request_that_never_fits_is_refused_at_once() -> None:
+    async def scene() -> None:
+        async with GenerationBench(WHOLE) as bench:
+            with pytest.raises(InvalidRequestError):
+                await bench.ask([1] * 100, 1_000_000)
+
+    quietly(scene())
+
+
+def test_a_full_queue_refuses_and_those_in_it_are_served() -> None:
+    async def scene() -> None:
+        async with GenerationBench(WHOLE) as bench:
+            asking = [asyncio.create_task(bench.ask([number], 1)) for number in range(MAX_WAITING + 3)]
+            answers = await asyncio.gather(*asking, return_exceptions=True)
+            refused = [a for a in answers if isinstance(a, QueueFullError)]
+            assert len(refused) == 3
+            assert answers[:MAX_WAITING] == [answer([number], 1) for number in range(MAX_WAITING)]
+
+    quietly(scene())
+
+
+def test_a_client_that_closes_its_answer_frees_its_place_at_once() -> None:
+    async def scene() -> None:
+        async with GenerationBench(WHOLE) as bench:
+            async with aclosing(bench.items([1], 200)) as items:
+                await anext(items)
+                assert bench.generation.running == 1
+            assert (bench.generation.running, bench.generation.waiting) == (0, 0)
+            assert bench.activity[-1] == (0, 0)
+            assert await bench.ask([2], 5) == answer([2], 5)
+
+    quietly(scene())
+
+
+def test_stopping_ends_every_request_once_with_the_error() -> None:
+    async def scene() -> None:
+        async with GenerationBench(SMALL, SMALL, SMALL) as bench:
+            asking = [asyncio.create_task(bench.ask([number], 200)) for number in range(20)]
+            await asyncio.sleep(1)
+            assert bench.generation.running > 0
+            assert bench.generation.waiting > 0
+            await bench.generation.stop(LOST)
+            answers = await asyncio.gather(*asking, return_exceptions=True)
+            assert all(error is LOST for error in answers)
+            assert bench.activity[-1] == (0, 0)
+
+    quietly(scene())
+
+
+def test_stopping_while_clients_leave_and_come_hangs_nobody() -> None:
+    async def scene() -> None:
+        async with GenerationBench(WHOLE) as bench:
+            asking = [asyncio.create_task(bench.ask([number], 200)) for number in range(20)]
+            await asyncio.sleep(0.5)
+            for task in asking[::2]:
+                task.cancel()
+            stopping = asyncio.create_task(bench.generation.stop(LOST))
+            late = [asyncio.create_task(bench.ask([1], 5)) for _ in range(3)]
+            async with asyncio.timeout(1):
+                left, stayed = asking[::2], asking[1::2]
+                assert all(isinstance(e, asyncio.CancelledError) for e in await gathered(left))
+                assert all(e is LOST for e in await gathered(stayed))
+                assert all(isinstance(e, NotReadyError) for e in await gathered(late))
+                await stopping
+
+    quietly(scene())
+
+
+async def gathered(tasks: Sequence[asyncio.Task[list[int]]]) -> list[Any]:
+    return await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def test_a_step_that_never_comes_back_breaks_the_session_however_busy_it_is() -> None:
+    async def scene() -> None:
+        async with GenerationBench(SMALL, SMALL, SMALL) as bench:
+            bench.pipeline_bench.hub.partition(node_id(1))
+            asking = [asyncio.create_task(bench.ask([1], 5))]
+            while not bench.broken:
+                asking.append(asyncio.create_task(bench.ask([1], 5)))  # each of them wakes the session
+                await asyncio.sleep(5)
+            assert isinstance(bench.broken[0], StepDeadlineError)
+            assert STEP_DEADLINE_S < asyncio.get_running_loop().time() < STEP_DEADLINE_S + 10
+            await bench.generation.stop(LOST)
+            assert all(error is LOST for error in await gathered(asking))
+
+    quietly(scene())
+
+
+class ForgetfulEnds(ArithmeticEnds):
+    def sample(self, rows: list[int], draws: Sequence[Draw]) -> list[int]:
+        return []
+
+
+def test_an_error_of_its_own_breaks_the_session_and_is_told_once() -> None:
+    async def scene() -> None:
+        async with GenerationBench(WHOLE) as bench:
+            pipeline_bench = bench.pipeline_bench
+            pipeline_bench.pipeline._ends = ForgetfulEnds(pipeline_bench.engine, pipeline_bench.plan)
+            asking = asyncio.create_task(bench.ask([1], 5))
+            await asyncio.sleep(1)
+            assert [type(error) for error in bench.broken] == [StepMismatchError]
+            await bench.generation.stop(LOST)
+            assert await gathered([asking]) == [LOST]
+
+    quietly(scene())

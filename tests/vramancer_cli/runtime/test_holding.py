@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from tests.helpers.cluster import until
+from vramancer_cli.runtime import holding
+from vramancer_cli.runtime.device_thread import DeviceThread
+from vramancer_cli.runtime.holding import Holding
+
+
+class Part:
+    """Notes in `story` what becomes of it, and on which thread."""
+
+    def __init__(self, name: str, story: list[str]) -> None:
+        self._name, self._story = name, story
+        story.append(f"load {name}")
+
+    def close(self) -> None:
+        self._story.append(f"close {self._name} on {threading.current_thread().name}")
+
+
+@pytest.fixture
+def device() -> Iterator[DeviceThread]:
+    device = DeviceThread("holding")
+    yield device
+    device.close()
+
+
+async def test_what_is_held_is_closed_on_the_devices_thread_in_order(device: DeviceThread) -> None:
+    held, story = Holding(device), list[str]()
+    assert isinstance(await held.load(lambda: Part("stage", story)), Part)
+    held.keep(Part("link", story))
+    held.let_go()
+    assert isinstance(await held.load(lambda: Part("next", story)), Part)
+    assert story[:2] == ["load stage", "load link"]
+    assert set(story[2:4]) == {"close stage on device-holding", "close link on device-holding"}
+    assert story[4:] == ["load next"]
+
+
+async def test_letting_go_of_what_is_still_loading_closes_it_before_the_next_is_loaded(device: DeviceThread) -> None:
+    held, story, gate = Holding(device), list[str](), threading.Event()
+
+    def load_slowly() -> Part:
+        gate.wait(5)
+        return Part("old", story)
+
+    old = asyncio.create_task(held.load(load_slowly))
+    await asyncio.sleep(0.01)
+    held.let_go()
+    new = asyncio.create_task(held.load(lambda: Part("new", story)))
+    await asyncio.sleep(0.01)
+    gate.set()
+    assert await old is None
+    assert await new is not None
+    assert story == ["load old", "close old on device-holding", "load new"]
+
+
+async def test_letting_go_between_the_end_of_a_load_and_its_news(device: DeviceThread) -> None:
+    """The thread is done, but the loop has not heard of it yet."""
+    held, story = Holding(device), list[str]()
+    loading = asyncio.create_task(held.load(lambda: Part("stage", story)))
+    await asyncio.sleep(0)
+    while not story:
+        pass  # the loop stands still meanwhile
+    held.let_go()
+    assert await loading is None
+    await until(lambda: story == ["load stage", "close stage on device-holding"])
+
+
+async def test_what_waits_to_be_loaded_is_not_even_begun(device: DeviceThread) -> None:
+    held, story, gate = Holding(device), list[str](), threading.Event()
+    device.submit(lambda: gate.wait(5), lambda *_: None)
+    loading = asyncio.create_task(held.load(lambda: Part("stage", story)))
+    await asyncio.sleep(0)
+    held.let_go()
+    gate.set()
+    assert await loading is None
+    assert story == []
+
+
+async def test_a_cancelled_load_leaks_nothing(device: DeviceThread) -> None:
+    held, story, gate = Holding(device), list[str](), threading.Event()
+
+    def load_slowly() -> Part:
+        gate.wait(5)
+        return Part("stage", story)
+
+    loading = asyncio.create_task(held.load(load_slowly))
+    await asyncio.sleep(0.01)
+    loading.cancel()
+    held.let_go()
+    gate.set()
+    await until(lambda: story == ["load stage", "close stage on device-holding"])
+
+
+async def test_an_error_goes_to_who_loads_and_one_bad_close_does_not_keep_the_others(device: DeviceThread) -> None:
+    held, story = Holding(device), list[str]()
+    with pytest.raises(ZeroDivisionError):
+        await held.load(lambda: Part(str(1 // 0), story))
+    await held.load(lambda: Part("stage", story))
+
+    class Broken:
+        def close(self) -> None:
+            raise OSError("broken")
+
+    held.keep(Broken())
+    held.let_go()
+    await until(lambda: story == ["load stage", "close stage on device-holding"])
+    assert await device.run(lambda: 1) == 1
+
+
+async def test_closing_waits_for_all_but_a_long_load(device: DeviceThread, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(holding, "CLOSE_DEADLINE_S", 0.05)
+    held, story, gate = Holding(device), list[str](), threading.Event()
+    await held.load(lambda: Part("stage", story))
+    await held.close()
+    assert story == ["load stage", "close stage on device-holding"]
+    device.submit(lambda: gate.wait(5), lambda *_: None)
+    async with asyncio.timeout(2):
+        await held.close()
+    gate.set()

@@ -1,0 +1,172 @@
+"""The seams of the pulse: what runtime needs from the engine below and gives to serving above. Types only."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from transport.contracts import TensorBuffer
+from transport.messages import ModelRef, Plan, Step
+from transport.types import DeviceFacts
+from vramancer_cli.cluster.status import ClusterStatus
+from vramancer_cli.models.facts import ModelFacts
+from vramancer_cli.models.sampling import Draw, Sampling
+
+Hidden = Any
+"""A tensor of hidden states, [tokens, hidden]. The runtime carries it and never looks inside."""
+
+Progress = Callable[[int, int], None]
+"""(loaded bytes, total bytes), called on the loading thread."""
+
+
+class Stage(Protocol):
+    """A shard with its KV cache. Every method on the device's thread."""
+
+    @property
+    def weights_bytes(self) -> int: ...
+    @property
+    def kv_bytes(self) -> int: ...
+
+    def execute(self, step: Step, hidden: Hidden) -> Hidden:
+        """[step.token_count, hidden] in; the same out, but from the plan's last stage only the sampled rows.
+
+        Raises RemoteProtocolError for a row that contradicts the block tables.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give all memory back to the budget."""
+        ...
+
+
+class Ends(Protocol):
+    """Embedding, final norm, output head and sampler. Every method on the device's thread."""
+
+    def embed(self, token_ids: Sequence[int]) -> Hidden: ...
+
+    def sample(self, rows: Hidden, draws: Sequence[Draw]) -> list[int]:
+        """Sampled rows of the last stage [R, hidden] and R draws in; R token ids out."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Engine(Protocol):
+    """The torch room as the runtime sees it: one device with a memory budget."""
+
+    def device_facts(self) -> DeviceFacts: ...
+
+    @property
+    def limit_bytes(self) -> int: ...
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes reserved from the budget now; safe from any thread."""
+        ...
+
+    @property
+    def layer_tokens(self) -> int:
+        """(layer, token) pairs executed since start; safe from any thread."""
+        ...
+
+    def digest(self, folder: Path) -> str: ...
+
+    def model_facts(self, folder: Path, ref: ModelRef) -> ModelFacts:
+        """Raises ModelError."""
+        ...
+
+    def load_stage(self, folder: Path, plan: Plan, stage_index: int, progress: Progress) -> Stage:
+        """Raises OverLimitError before allocating anything over the limit, ModelError."""
+        ...
+
+    def load_ends(self, folder: Path, plan: Plan, progress: Progress) -> Ends: ...
+
+    def to_buffer(self, name: str, hidden: Hidden) -> TensorBuffer: ...
+
+    def from_buffer(self, buffer: TensorBuffer) -> Hidden:
+        """Raises RemoteProtocolError for a wrong shape, dtype or non-finite values."""
+        ...
+
+
+class DeviceExecutor(Protocol):
+    """Runs work in order on a device's one thread (in simulations: on the loop, after a delay)."""
+
+    def submit(self, work: Callable[[], Any], done: Callable[[Any, BaseException | None], object]) -> None:
+        """`done(result, None)` or `done(None, error)` is called on the device's thread. Callable from any thread."""
+        ...
+
+    async def run(self, work: Callable[[], Any]) -> Any:
+        """The same, awaited on the event loop."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """What serving asks for. `prompt` is never empty; prompt + max_tokens fits the context (serving checks)."""
+
+    request_id: str
+    prompt: tuple[int, ...]
+    sampling: Sampling
+    max_tokens: int
+    stop_token_ids: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """New tokens of one sequence; the last item has a finish reason. A stop token is not among `token_ids`."""
+
+    token_ids: tuple[int, ...]
+    finish_reason: Literal["stop", "length"] | None = None
+
+
+class Deployment(Protocol):
+    """A model that can be asked. `folder` holds tokenizer.json and the chat template."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def folder(self) -> Path: ...
+    @property
+    def context_tokens(self) -> int: ...
+    @property
+    def created_s(self) -> int: ...
+
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[Generated, None]:
+        """Closing the generator aborts the request. Raises NotReadyError, QueueFullError, NodeLostError."""
+        ...
+
+
+class Registry(Protocol):
+    """The models by name."""
+
+    def models(self) -> Sequence[Deployment]: ...
+
+    def find(self, name: str) -> Deployment | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Invitation:
+    code: str
+    valid_s: float
+
+
+class Admin(Protocol):
+    """What the API may ask of the node beyond answering."""
+
+    async def status(self, *, fresh: bool = False) -> ClusterStatus:
+        """`fresh` asks every worker for its figures first (at most 1 s)."""
+        ...
+
+    async def invite(self) -> Invitation:
+        """Raises UsageError on a node that is not the head."""
+        ...
+
+
+__all__ = [
+    "Admin", "Deployment", "DeviceExecutor", "Ends", "Engine", "Generated", "GenerationRequest", "Hidden",
+    "Invitation", "Progress", "Registry", "Stage",
+]  # fmt: skip

@@ -1,0 +1,285 @@
+"""The head's mind: keeps the cluster's state, plans, assigns, starts and stops serving.
+
+All decisions are pure functions in cluster/ and planning/; here events become state and actions become messages.
+The workers' control links are in `members`, what the head itself holds in `head_parts`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from transport.contracts import ControlLink, DataSender, Network, Received
+from transport.errors import LinkClosedError, TransportError
+from transport.messages import Assign, NodeLoad, Plan
+from transport.types import NodeFacts, NodeId
+from vramancer_cli.cluster import events, membership, reconcile
+from vramancer_cli.cluster.board import service_state
+from vramancer_cli.cluster.state import State, apply
+from vramancer_cli.errors import DoesNotFitError, NodeLostError, NotReadyError
+from vramancer_cli.models.facts import ModelFacts
+from vramancer_cli.planning.facts import PlanSettings
+from vramancer_cli.planning.placement import place
+from vramancer_cli.runtime import data_links
+from vramancer_cli.runtime.contracts import DeviceExecutor, Engine
+from vramancer_cli.runtime.generation import Generation
+from vramancer_cli.runtime.head_parts import HeadParts
+from vramancer_cli.runtime.members import HEARTBEAT_S, Members
+from vramancer_cli.runtime.pipeline import Pipeline
+from vramancer_cli.runtime.tasks import task_group
+from vramancer_cli.telemetry import log
+
+_QUIET = (events.NodeHeard, events.StageLoading)
+"""Events that never call for an action."""
+
+
+class Coordinator:
+    """One per head. `run` owns every task; the link callbacks may come before it."""
+
+    def __init__(
+        self,
+        *,
+        facts: NodeFacts,
+        cluster: str,
+        model: ModelFacts,
+        settings: PlanSettings,
+        folder: Path,
+        engine: Engine,
+        device: DeviceExecutor,
+        generation: Generation,
+        share_status: Callable[[], bytes],
+    ) -> None:
+        self._facts = facts
+        self._settings = settings
+        self._engine = engine
+        self._device = device
+        self._generation = generation
+        self._share_status = share_status
+        self._log = log.get("coordinator")
+        self._loop = asyncio.get_running_loop()
+        self._changed = asyncio.Event()
+        self._members = Members(facts, cluster, self._note)
+        self._parts = HeadParts(facts.node_id, folder, engine, device, self._note)
+        self._pipeline: Pipeline | None = None
+        self._network: Network | None = None
+        self._tasks: asyncio.TaskGroup | None = None
+        self.state = State()
+        self._note(events.ModelChosen(model, settings))
+        self._note(events.NodeJoined(facts, at=self._loop.time(), is_head=True))
+
+    # --- tasks --------------------------------------------------------------------------------------------------
+
+    async def run(self, network: Network) -> None:
+        """Until cancelled; on the way out everything that the head holds is given back.
+
+        Raises ModelError, and whatever else makes it impossible for the head to do its part.
+        """
+        self._network = network
+        try:
+            async with task_group() as self._tasks:
+                self._tasks.create_task(self._reconcile(), name="reconcile")
+                self._tasks.create_task(self._heartbeat(), name="heartbeat")
+        finally:
+            self._pipeline = None
+            await self._generation.stop(NotReadyError("The node is shutting down."))
+            await self._parts.close()
+
+    async def _reconcile(self) -> None:
+        while True:
+            self._changed.clear()
+            decision = reconcile.next_actions(self.state, self._loop.time())
+            for action in decision.actions:
+                await self._perform(action)
+            if decision.actions:
+                continue
+            try:
+                async with asyncio.timeout_at(decision.wake_at):
+                    await self._changed.wait()
+            except TimeoutError:
+                continue
+
+    async def _heartbeat(self) -> None:
+        while True:
+            self._members.ping()
+            await asyncio.sleep(HEARTBEAT_S)
+            self._hear_self()
+            for lost in membership.silent(self.state, self._loop.time(), HEARTBEAT_S):
+                self._members.lose(lost.node, lost.reason)
+            self._members.share(self._share_status())
+
+    def _hear_self(self) -> None:
+        own = NodeLoad(self._engine.used_bytes, self._engine.layer_tokens, 0)
+        self._note(events.NodeHeard(self._facts.node_id, self._loop.time(), own, None))
+
+    # --- what comes in ------------------------------------------------------------------------------------------
+
+    async def accept(self, link: ControlLink) -> None:
+        """A control link came in (a ControlHandler)."""
+        await self._members.accept(link)
+
+    def on_frame(self, sender: NodeId, received: Received) -> None:
+        """A frame for the pipeline, on its link's thread."""
+        pipeline = self._pipeline
+        if pipeline is not None:
+            pipeline.on_frame(sender, received)
+
+    def on_closed(self, sender: NodeId, error: TransportError | None) -> None:
+        """A data link into the head ended, on its thread.
+
+        One that merely broke may be of a plan long gone: its sending end knows, and reports it. Garbage is garbage.
+        """
+        if error is not None and not isinstance(error, LinkClosedError):
+            self._loop.call_soon_threadsafe(self._members.lose, sender, f"data link: {error}")
+
+    async def refresh(self) -> None:
+        """Ask every worker, and the head itself, for its figures; waits at most members.FRESH_DEADLINE_S."""
+        self._hear_self()
+        await self._members.refresh()
+
+    def activity(self) -> None:
+        """Requests came or went."""
+        self._note(events.BusyChanged(self._generation.running, self._generation.waiting))
+
+    def _note(self, event: events.Event) -> None:
+        self.state = apply(self.state, event)
+        if not isinstance(event, _QUIET):
+            self._changed.set()
+
+    # --- actions ------------------------------------------------------------------------------------------------
+
+    async def _perform(self, action: reconcile.Action) -> None:
+        match action:
+            case reconcile.MakePlan():
+                self._make_plan(action)
+            case reconcile.Assign():
+                self._assign(action)
+            case reconcile.StartServing():
+                await self._start(action.plan)
+            case reconcile.StopServing():
+                await self._stop(action)
+            case reconcile.Release():
+                self._release(action)
+
+    def _make_plan(self, action: reconcile.MakePlan) -> None:
+        assert self.state.model is not None
+        now = self._loop.time()
+        try:
+            plan = place(self.state.model, action.nodes, self._facts.node_id, self._settings, action.epoch)
+        except DoesNotFitError as error:
+            self._note(events.PlanFailed(str(error), error.missing_bytes, now))
+            reason = service_state(self.state)[1]
+            self._generation.wait_for(reason)
+            self._log.info("model does not fit yet", reason=reason)
+            return
+        self._generation.wait_for("The model is being loaded onto the nodes.")
+        self._log.info("planned", epoch=plan.epoch, stages=len(plan.stages))
+        self._note(events.Planned(plan, now))
+
+    def _assign(self, action: reconcile.Assign) -> None:
+        plan, node = action.plan, action.node
+        self._note(events.Assigned(node, plan.epoch))
+        if node == self._facts.node_id:
+            assert self._tasks is not None
+            self._tasks.create_task(self._parts.load_stage(plan, action.stage), name="load-stage")
+            return
+        planned = {plan.ends, *(stage.node for stage in plan.stages)}
+        addresses = {node: self.state.nodes[node].facts.addresses for node in planned}
+        self._members.assign(node, Assign(plan, action.stage, addresses))
+
+    def _release(self, action: reconcile.Release) -> None:
+        if action.node == self._facts.node_id:
+            self._parts.let_go()
+        else:
+            self._members.release(action.node, action.epoch)
+        self._note(events.Released(action.node, action.epoch))
+
+    async def _stop(self, action: reconcile.StopServing) -> None:
+        self._log.warning("serving stopped", reason=action.reason)
+        self._pipeline = None
+        await self._generation.stop(self._told(action))
+        self._parts.let_go()
+        self._note(events.ServingStopped(action.epoch, action.reason))
+
+    def _told(self, action: reconcile.StopServing) -> NodeLostError | NotReadyError:
+        """What those hear whose answers end."""
+        if action.node is None:
+            return NotReadyError(action.reason)
+        return NodeLostError(action.reason, node=self.state.nodes[action.node].facts.name)
+
+    # --- serving ------------------------------------------------------------------------------------------------
+
+    async def _start(self, plan: Plan) -> None:
+        """Load the ends, dial the stages that the head feeds, and serve, if the plan still stands then."""
+        ends = await self._parts.load_ends(plan)
+        senders = await self._dial_onward(plan) if ends is not None else None
+        if ends is None or senders is None or not self._stands(plan):
+            self._parts.let_go()  # the plan is broken: all that was loaded for it goes
+            return
+        self._pipeline = Pipeline(
+            plan,
+            head=self._facts.node_id,
+            engine=self._engine,
+            device=self._device,
+            ends=ends,
+            stage=self._parts.stage,
+            senders=senders,
+            on_failed=partial(self._pipeline_failed, plan),
+        )
+        self._generation.serve(plan, self._pipeline, partial(self._broke, plan))
+        self._note(events.ServingStarted(plan.epoch))
+        self._log.info("ready", epoch=plan.epoch, stages=len(plan.stages))
+
+    def _stands(self, plan: Plan) -> bool:
+        active = self.state.active_plan
+        return active is not None and active.epoch == plan.epoch and self.state.broken is None
+
+    async def _dial_onward(self, plan: Plan) -> dict[NodeId, DataSender] | None:
+        fed = self._fed_by_head(plan)
+        senders = await asyncio.gather(*(self._dial(plan, node) for node in fed))
+        return {node: sender for node, sender in zip(fed, senders, strict=True) if sender} if all(senders) else None
+
+    async def _dial(self, plan: Plan, node: NodeId) -> DataSender | None:
+        assert self._network is not None
+        addresses = self.state.nodes[node].facts.addresses
+
+        def closed(_node: NodeId, error: TransportError | None) -> None:
+            if error is not None:
+                self._loop.call_soon_threadsafe(self._link_broke, plan, node, error)
+
+        try:
+            sender = await data_links.dial(self._network, addresses, node, closed)
+        except TransportError as error:
+            self._members.lose(node, str(error))
+            return None
+        self._parts.keep(sender)
+        return sender
+
+    def _fed_by_head(self, plan: Plan) -> list[NodeId]:
+        """Remote stages whose input comes from the head: after its own stage, or relayed."""
+        fed: list[NodeId] = []
+        previous_direct = False  # the head's ends come before stage 0
+        for stage in plan.stages:
+            if stage.node == self._facts.node_id:
+                previous_direct = False
+                continue
+            if not previous_direct:
+                fed.append(stage.node)
+            previous_direct = self.state.nodes[stage.node].direct
+        return fed
+
+    def _link_broke(self, plan: Plan, node: NodeId, error: TransportError) -> None:
+        if self._stands(plan):
+            self._members.lose(node, f"data link: {error}")
+
+    def _pipeline_failed(self, plan: Plan, node: NodeId, error: BaseException) -> None:
+        if node == self._facts.node_id:
+            self._broke(plan, error)
+        elif self._stands(plan):
+            self._members.lose(node, str(error))
+
+    def _broke(self, plan: Plan, error: BaseException) -> None:
+        """Something failed on the head itself: stop honestly, then plan again."""
+        self._log.error("generation stopped", exc_info=error)
+        self._note(events.ServingBroke(plan.epoch, str(error)))

@@ -1,0 +1,179 @@
+"""The stages of one plan, as the head drives them: a scheduled step in, its sampled tokens out.
+
+The head's own stage is not special: a step carries the index of the stage that it enters next, and whoever gets
+it runs it, passes it on, or (after the last stage) samples from it. Frames for a stage that its predecessor could
+not dial come to the head, which relays them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from transport.contracts import DataSender, Received, TensorBuffer
+from transport.errors import RemoteProtocolError, TransportError
+from transport.messages import Activation, Plan, Step
+from transport.types import NodeId
+from vramancer_cli.errors import VramancerError
+from vramancer_cli.runtime.contracts import DeviceExecutor, Ends, Engine, Hidden, Stage
+from vramancer_cli.runtime.data_links import HIDDEN, activation
+from vramancer_cli.scheduling.scheduler import Scheduled
+
+Failed = Callable[[NodeId, BaseException], None]
+"""Called on the loop when the pipeline breaks: the node at fault, and why."""
+
+
+@dataclass(slots=True)
+class _Flight:
+    """A step under way. `entered` is the last stage that its hidden states came to the head for."""
+
+    scheduled: Scheduled
+    tokens: asyncio.Future[list[int]]
+    entered: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Onward:
+    """Hidden states that must enter `stage` on another node."""
+
+    stage: int
+    buffer: TensorBuffer
+
+
+class Pipeline:
+    """Steps of one epoch, in order, several at once. Loop methods: submit, close. Any thread: on_frame.
+
+    `senders` has a data link to every remote stage that the head feeds; they stay their maker's to close.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        head: NodeId,
+        engine: Engine,
+        device: DeviceExecutor,
+        ends: Ends,
+        stage: Stage | None,
+        senders: Mapping[NodeId, DataSender],
+        on_failed: Failed,
+    ) -> None:
+        self._plan = plan
+        self._head = head
+        self._engine = engine
+        self._device = device
+        self._ends = ends
+        self._stage = stage
+        self._senders = senders
+        self._on_failed = on_failed
+        self._loop = asyncio.get_running_loop()
+        self._in_flight: dict[int, _Flight] = {}
+        self._closed = False
+
+    def submit(self, scheduled: Scheduled) -> asyncio.Future[list[int]]:
+        """Start a step; the future holds one token id per sampled row. It stays open when the pipeline breaks."""
+        tokens: asyncio.Future[list[int]] = self._loop.create_future()
+        self._in_flight[scheduled.step.number] = _Flight(scheduled, tokens)
+        self._run_here(scheduled, 0, lambda: self._ends.embed(scheduled.token_ids), source=self._head)
+        return tokens
+
+    def on_frame(self, sender: NodeId, received: Received) -> None:
+        """A frame from a stage, on its link's thread."""
+        self._loop.call_soon_threadsafe(self._arrived, sender, received)
+
+    def close(self) -> None:
+        """Nothing comes out any more, and nothing is said of what still fails."""
+        self._closed = True
+        for flight in self._in_flight.values():
+            flight.tokens.cancel()
+        self._in_flight.clear()
+
+    # --- frames from other nodes --------------------------------------------------------------------------------
+
+    def _arrived(self, sender: NodeId, received: Received) -> None:
+        if self._closed or received.epoch != self._plan.epoch:
+            return
+        try:
+            flight, stage, buffer = self._checked(sender, received)
+        except RemoteProtocolError as error:
+            self._broke(sender, error)
+            return
+        flight.entered = stage
+        if self._is_remote(stage):
+            self._send(flight.scheduled.step, stage, buffer)
+        else:
+            self._run_here(flight.scheduled, stage, lambda: self._engine.from_buffer(buffer), source=sender)
+
+    def _checked(self, sender: NodeId, received: Received) -> tuple[_Flight, int, TensorBuffer]:
+        message = activation(received)
+        stage = message.stage
+        if not 1 <= stage <= len(self._plan.stages) or self._plan.stages[stage - 1].node != sender:
+            raise RemoteProtocolError(f"An activation for stage {stage} came from a node that is not before it.")
+        if self._is_remote(stage) and self._plan.stages[stage].node not in self._senders:
+            raise RemoteProtocolError(f"An activation for stage {stage} came to the head, which does not feed it.")
+        flight = self._in_flight.get(received.number)
+        if flight is None or flight.scheduled.step != message.step or stage <= flight.entered:
+            raise RemoteProtocolError(f"A result came for step {received.number}, which was not asked for.")
+        return flight, stage, self._with_rows(received.tensors[HIDDEN], stage, message.step)
+
+    def _with_rows(self, buffer: TensorBuffer, stage: int, step: Step) -> TensorBuffer:
+        rows = step.sampled_count if stage == len(self._plan.stages) else step.token_count
+        if buffer.spec.shape[:1] != (rows,):
+            raise RemoteProtocolError(
+                f"A result for step {step.number} has shape {buffer.spec.shape}, not {rows} rows."
+            )
+        return buffer
+
+    def _is_remote(self, stage: int) -> bool:
+        return stage < len(self._plan.stages) and self._plan.stages[stage].node != self._head
+
+    # --- what the head runs -------------------------------------------------------------------------------------
+
+    def _run_here(self, scheduled: Scheduled, stage: int, enter: Callable[[], Hidden], source: NodeId) -> None:
+        """Run what the head holds from `stage` on, on the device's thread, then sample or send from there."""
+
+        def done(result: list[int] | _Onward | None, error: BaseException | None) -> None:
+            if isinstance(result, _Onward):
+                self._send(scheduled.step, result.stage, result.buffer)
+            else:
+                self._loop.call_soon_threadsafe(self._settle, scheduled.step, result, error, source)
+
+        try:
+            self._device.submit(lambda: self._execute(scheduled, stage, enter()), done)
+        except VramancerError as error:
+            self._broke(self._head, error)
+
+    def _execute(self, scheduled: Scheduled, stage: int, hidden: Hidden) -> list[int] | _Onward:
+        """On the device's thread: the sampled tokens, or what the next node must get."""
+        stages = self._plan.stages
+        if stage < len(stages) and stages[stage].node == self._head:
+            assert self._stage is not None
+            hidden = self._stage.execute(scheduled.step, hidden)
+            stage += 1
+        if stage == len(stages):
+            return self._ends.sample(hidden, scheduled.draws)
+        return _Onward(stage, self._engine.to_buffer(HIDDEN, hidden))
+
+    def _send(self, step: Step, stage: int, buffer: TensorBuffer) -> None:
+        """To the node of `stage`, from any thread."""
+        node = self._plan.stages[stage].node
+        try:
+            self._senders[node].send(step.epoch, step.number, Activation(stage=stage, step=step), (buffer,))
+        except TransportError as error:
+            self._loop.call_soon_threadsafe(self._broke, node, error)
+
+    def _settle(self, step: Step, tokens: list[int] | None, error: BaseException | None, source: NodeId) -> None:
+        if self._closed:
+            return
+        if error is not None:
+            # A bad activation is its sender's fault; everything else that fails here is the head's.
+            self._broke(source if isinstance(error, RemoteProtocolError) else self._head, error)
+            return
+        flight = self._in_flight.pop(step.number)
+        if tokens is not None and not flight.tokens.done():
+            flight.tokens.set_result(tokens)
+
+    def _broke(self, node: NodeId, error: BaseException) -> None:
+        if not self._closed:
+            self._on_failed(node, error)

@@ -1,0 +1,64 @@
+"""Where a node finds a checkpoint: the built-in one, a folder, or the hub's cache (filled through huggingface_hub).
+
+Never imports torch; blocking work runs in threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from transport.messages import ModelRef
+from transport.types import ModelSource
+from vramancer_cli.errors import ModelError
+from vramancer_cli.models.catalog import builtin_folder, classify
+
+HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
+"""Never *.bin, *.pt or *.py: a checkpoint is data."""
+
+
+async def locate(source: ModelSource, location: str) -> Path:
+    """The local folder of a checkpoint; downloads from the hub what is not in its cache. Raises ModelError."""
+    if source == "builtin":
+        return builtin_folder()
+    if source == "folder":
+        return _folder(location)
+    return await asyncio.to_thread(_hub, location)
+
+
+async def locate_choice(model: str | None) -> tuple[ModelSource, str, Path]:
+    """`--model` as the user gave it: its source, location and folder. Raises ModelError."""
+    source, location = classify(model)
+    folder = await locate(source, location)
+    return source, str(folder) if source == "folder" else location, folder
+
+
+async def locate_ref(ref: ModelRef) -> Path:
+    return await locate(ref.source, ref.location)
+
+
+def _folder(location: str) -> Path:
+    folder = Path(location).expanduser().resolve()
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"No model in '{location}': it has no config.json.")
+    return folder
+
+
+def _hub(name: str) -> Path:
+    # Imported here: only a hub model pays for it.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+    except GatedRepoError:
+        raise ModelError(
+            f"'{name}' is gated.", hint="Accept its terms on the hub, then log in with 'hf auth login'."
+        ) from None
+    except RepositoryNotFoundError:
+        raise ModelError(f"The hub has no model '{name}'.", hint="Check the name, or give a folder.") from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise ModelError(
+            f"'{name}' could not be fetched from the hub: {str(error).splitlines()[0]}",
+            hint="Check the network, or give a folder that holds the model.",
+        ) from None

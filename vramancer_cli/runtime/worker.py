@@ -1,0 +1,204 @@
+"""A node that works for a head: finds it, joins, obeys, reports, and joins again when it was lost.
+
+What it does with the layers that it is given is in `worker_stage`. Never torch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+from transport.contracts import ControlLink, Network, Received
+from transport.errors import IncompatibleError, LinkClosedError, RemoteProtocolError, TransportError, TrustError
+from transport.messages import (
+    Assign,
+    Join,
+    Message,
+    NodeLoad,
+    Ping,
+    Pong,
+    Refused,
+    Release,
+    StatusShare,
+    Welcome,
+)
+from transport.types import Address, LayerRange, NodeFacts, NodeId
+from vramancer_cli.errors import VramancerError
+from vramancer_cli.runtime.contracts import DeviceExecutor, Engine
+from vramancer_cli.runtime.tasks import task_group
+from vramancer_cli.runtime.worker_stage import WorkerStage
+from vramancer_cli.telemetry import log
+
+JOIN_DEADLINE_S = 10.0
+MISSED_HEARTBEATS = 3
+OUTBOX_BOUND = 256
+RETRY_FIRST_S = 0.5
+RETRY_LAST_S = 4.0
+
+FindHead = Callable[[], Awaitable[Sequence[Address]]]
+"""Where the head may be now, best guess first."""
+
+Remember = Callable[[Sequence[Address]], None]
+
+
+class RefusedByHeadError(VramancerError):
+    """The head did not accept this node."""
+
+    exit_code = 4
+
+
+class Worker:
+    """Serves one head at a time over its control link; also the DataSink of this node.
+
+    `cluster` is its name, "" while there is no link; `status` the JSON that the head shared last.
+    """
+
+    def __init__(self, facts: Callable[[], NodeFacts], engine: Engine, device: DeviceExecutor) -> None:
+        self._facts = facts
+        self._engine = engine
+        self._log = log.get("worker")
+        self._stage = WorkerStage(engine, device, self._report)
+        self._session: _Session | None = None
+        self.cluster = ""
+        self.status = b""
+
+    @property
+    def layers(self) -> LayerRange | None:
+        return self._stage.layers
+
+    async def stay(self, network: Network, find_head: FindHead, head: NodeId, remember: Remember) -> None:
+        """Dial the head and serve it; when it is lost, dial again after a growing pause, until cancelled.
+
+        `remember` gets the head's addresses each time it let this node in.
+        Raises RefusedByHeadError, TrustError, IncompatibleError: trying again would not help.
+        """
+        pause_s = RETRY_FIRST_S
+        while True:
+            try:
+                link = await network.dial_control(await find_head(), head)
+                await self.serve(link, network, remember)
+            except (TrustError, IncompatibleError):
+                raise
+            except (TransportError, TimeoutError) as error:
+                pause_s = RETRY_FIRST_S if self.cluster else pause_s
+                self._log.warning("head lost, retrying", reason=str(error), again_in_s=pause_s)
+            self.cluster = ""
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, RETRY_LAST_S)
+
+    async def serve(self, link: ControlLink, network: Network, remember: Remember) -> None:
+        """Join over `link` and serve until it ends. Raises LinkClosedError, RefusedByHeadError."""
+        try:
+            welcome = await self._join(link)
+            remember((link.address, *(a for a in welcome.head_addresses if a != link.address)))
+            self._session = _Session(self, self._stage, link, network, MISSED_HEARTBEATS * welcome.heartbeat_s)
+            await self._session.run()
+        finally:
+            self._session = None
+            self._stage.let_go()
+            await link.close("the worker left")
+
+    async def _join(self, link: ControlLink) -> Welcome:
+        await link.send(Join(self._facts()))
+        async with asyncio.timeout(JOIN_DEADLINE_S):
+            answer = await link.receive()
+        if isinstance(answer, Refused):
+            raise RefusedByHeadError(answer.reason, hint=answer.hint)
+        if not isinstance(answer, Welcome):
+            raise RemoteProtocolError("The head did not answer the Join.")
+        self.cluster = answer.cluster
+        self._log.info("joined", cluster=answer.cluster)
+        return answer
+
+    def load(self) -> NodeLoad:
+        return NodeLoad(self._engine.used_bytes, self._engine.layer_tokens, self._stage.steps)
+
+    def _report(self, message: Message) -> None:
+        if self._session is not None:
+            self._session.report(message)
+
+    # --- data links ---------------------------------------------------------------------------------------------
+
+    def on_frame(self, sender: NodeId, received: Received) -> None:
+        """An activation, on its link's thread. Raises RemoteProtocolError, which closes that link."""
+        self._stage.on_frame(sender, received)
+
+    def on_closed(self, sender: NodeId, error: TransportError | None) -> None:
+        self._stage.on_closed(sender, error)
+
+
+class _Session:
+    """The time between Welcome and the end of one control link."""
+
+    def __init__(
+        self, worker: Worker, stage: WorkerStage, link: ControlLink, network: Network, silence_s: float
+    ) -> None:
+        self._worker = worker
+        self._stage = stage
+        self._link = link
+        self._network = network
+        self._silence_s = silence_s
+        self._outbox: asyncio.Queue[Message] = asyncio.Queue(OUTBOX_BOUND)
+        self._overflowed = False
+        self._epoch = 0  # last assigned
+        self._loading: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Until the link ends: raises LinkClosedError, RemoteProtocolError."""
+        async with task_group() as group:
+            group.create_task(self._send_out(), name="worker-send")
+            while True:
+                self._obey(group, await self._receive())
+
+    def report(self, message: Message) -> None:
+        """Queue a message for the head. One that does not fit ends the session: the head would wait for it forever."""
+        if self._outbox.full():
+            self._overflowed = True
+        else:
+            self._outbox.put_nowait(message)
+
+    async def _send_out(self) -> None:
+        while not self._overflowed:
+            await self._link.send(await self._outbox.get())
+        raise LinkClosedError("The head does not take what this node reports.")
+
+    async def _receive(self) -> Message:
+        try:
+            async with asyncio.timeout(self._silence_s):
+                return await self._link.receive()
+        except TimeoutError:
+            raise LinkClosedError("The head is silent.") from None
+
+    def _obey(self, group: asyncio.TaskGroup, message: Message) -> None:
+        match message:
+            case Ping():
+                self.report(Pong(message.number, self._worker.load()))
+            case Assign():
+                self._stop_loading()
+                self._epoch = message.plan.epoch
+                self._loading = group.create_task(self._hold(_checked(message)), name="worker-load")
+            case Release():
+                if message.epoch >= self._epoch:
+                    self._stop_loading()
+                    self._stage.let_go()
+            case StatusShare():
+                self._worker.status = message.status
+            case _:
+                raise RemoteProtocolError(f"The head sent {type(message).__name__}, which a worker does not take.")
+
+    async def _hold(self, assign: Assign) -> None:
+        answer = await self._stage.hold(assign, self._network, self._link.address)
+        if answer is not None:
+            self.report(answer)
+
+    def _stop_loading(self) -> None:
+        """What the device is loading meanwhile is closed as soon as it is there, see `Holding`."""
+        if self._loading is not None:
+            self._loading.cancel()
+            self._loading = None
+
+
+def _checked(assign: Assign) -> Assign:
+    if assign.stage >= len(assign.plan.stages):
+        raise RemoteProtocolError(f"Stage {assign.stage} was assigned, of a plan of {len(assign.plan.stages)}.")
+    return assign

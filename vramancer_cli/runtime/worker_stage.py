@@ -1,0 +1,202 @@
+"""The stage that a worker holds: loading it, the steps that come in for it, and the data link onward.
+
+The hot path of an activation never touches the event loop: receiving thread, device thread, sending thread.
+Never the control link: what the head must hear goes through `report`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from transport.connection import StepOrder
+from transport.contracts import DataSender, Network, Received, TensorBuffer
+from transport.errors import RemoteProtocolError, TransportError
+from transport.messages import (
+    Activation,
+    Assign,
+    AssignRefused,
+    LoadProgress,
+    Message,
+    Plan,
+    StageFailed,
+    StageReady,
+    Step,
+)
+from transport.types import Address, LayerRange, NodeId
+from vramancer_cli.errors import ModelError, OverLimitError, VramancerError
+from vramancer_cli.runtime import data_links, store
+from vramancer_cli.runtime.contracts import DeviceExecutor, Engine, Stage
+from vramancer_cli.runtime.data_links import HIDDEN, activation
+from vramancer_cli.runtime.holding import Holding
+from vramancer_cli.telemetry import log
+
+PROGRESS_EVERY_BYTES = 64 << 20
+LINK_GRACE_S = 1.0
+"""A link onward mostly breaks because the next node died. The head sees that itself, and should name that node, not
+the one that could not reach it: so a broken link is only reported if the stage is still held after this time."""
+
+Report = Callable[[Message], None]
+
+
+@dataclass(slots=True)
+class _Held:
+    """The stage, and where its results go."""
+
+    plan: Plan
+    index: int
+    stage: Stage
+    sender: DataSender
+    order: StepOrder
+
+    @property
+    def sources(self) -> tuple[NodeId, ...]:
+        """Who may send to it: the stage before it, or the head, which relays."""
+        before = (self.plan.stages[self.index - 1].node,) if self.index else ()
+        return (*before, self.plan.ends)
+
+
+class WorkerStage:
+    """At most one stage at a time. A DataSink; all else on the event loop, where `report` is called too."""
+
+    def __init__(self, engine: Engine, device: DeviceExecutor, report: Report) -> None:
+        self._engine = engine
+        self._device = device
+        self._report = report
+        self._log = log.get("stage")
+        self._loop = asyncio.get_running_loop()
+        self._holding = Holding(device)
+        self._held: _Held | None = None
+        self.steps = 0
+
+    @property
+    def layers(self) -> LayerRange | None:
+        held = self._held
+        return held.plan.stages[held.index].layers if held else None
+
+    # --- loading ------------------------------------------------------------------------------------------------
+
+    async def hold(self, assign: Assign, network: Network, head_address: Address) -> Message | None:
+        """Load the assigned stage instead of what is held, and dial onward; the answer for the head.
+
+        None when it was let go meanwhile. To be cancelled before `let_go` is called.
+        """
+        self.let_go()
+        try:
+            return await self._load_and_dial(assign, network, head_address)
+        except Exception as error:  # the door to the head: whatever it is, this node does not hold that stage
+            self.let_go()
+            return self._sorry(assign, error)
+
+    def _sorry(self, assign: Assign, error: Exception) -> Message:
+        epoch, reason = assign.plan.epoch, str(error) or type(error).__name__
+        if isinstance(error, TransportError):
+            return StageFailed(epoch, 0, reason)
+        if isinstance(error, OverLimitError):
+            return AssignRefused(epoch, error.needed_bytes, error.present_bytes, reason)
+        if not isinstance(error, VramancerError):
+            self._log.error("loading failed", exc_info=error)
+        return AssignRefused(epoch, assign.plan.stages[assign.stage].total_bytes, 0, reason)
+
+    async def _load_and_dial(self, assign: Assign, network: Network, head_address: Address) -> StageReady | None:
+        plan, index = assign.plan, assign.stage
+        folder = await store.locate_ref(plan.model)
+        stage = await self._holding.load(lambda: self._load(folder, assign))
+        if stage is None:
+            return None
+        sender, direct = await self._dial_onward(assign, network, head_address)
+        self._holding.keep(sender)
+        self._held = _Held(plan, index, stage, sender, StepOrder())
+        self._log.info("stage ready", layers=str(self.layers), epoch=plan.epoch, direct=direct)
+        return StageReady(plan.epoch, stage.weights_bytes, stage.kv_bytes, direct)
+
+    def _load(self, folder: Path, assign: Assign) -> Stage:
+        """On the device's thread."""
+        if self._engine.digest(folder) != assign.plan.model.digest:
+            raise ModelError(f"This node's copy of '{assign.plan.model.name}' is not the head's.")
+        reported = 0
+
+        def progress(loaded_bytes: int, total_bytes: int) -> None:
+            nonlocal reported
+            if loaded_bytes - reported >= PROGRESS_EVERY_BYTES or loaded_bytes == total_bytes:
+                reported = loaded_bytes
+                message = LoadProgress(assign.plan.epoch, loaded_bytes, total_bytes)
+                self._loop.call_soon_threadsafe(self._report, message)
+
+        return self._engine.load_stage(folder, assign.plan, assign.stage, progress)
+
+    async def _dial_onward(self, assign: Assign, network: Network, head_address: Address) -> tuple[DataSender, bool]:
+        """A data link to the next stage's node; where that node cannot be reached, to the head, which relays."""
+        plan = assign.plan
+
+        def closed(_node: NodeId, error: TransportError | None) -> None:
+            if error is not None:
+                self._loop.call_soon_threadsafe(self._link_broke, plan.epoch, 0, error)
+
+        head = (head_address, *(a for a in assign.addresses.get(plan.ends, ()) if a != head_address))
+        node = plan.stages[assign.stage + 1].node if assign.stage + 1 < len(plan.stages) else plan.ends
+        if node != plan.ends:
+            try:
+                return await data_links.dial(network, assign.addresses.get(node, ()), node, closed), True
+            except TransportError as error:
+                self._log.warning("next stage not reachable, the head relays", node=node, error=str(error))
+        return await data_links.dial(network, head, plan.ends, closed), node == plan.ends
+
+    def let_go(self) -> None:
+        """Unload, and close the link onward; without waiting, see `Holding`."""
+        self._held = None
+        self._holding.let_go()
+
+    # --- the hot path -------------------------------------------------------------------------------------------
+
+    def on_frame(self, sender: NodeId, received: Received) -> None:
+        """An activation, on its link's thread. Raises RemoteProtocolError, which closes that link."""
+        message = activation(received)
+        held = self._held
+        if held is None or received.epoch != held.plan.epoch:
+            return  # of an older plan
+        if sender not in held.sources or message.stage != held.index:
+            raise RemoteProtocolError(
+                f"An activation for stage {message.stage} came to stage {held.index} from a stranger."
+            )
+        held.order.accept(received.epoch, received.number)
+        try:
+            self._execute(held, message.step, received.tensors[HIDDEN])
+        except VramancerError as error:  # the device is closed, or has too much to do
+            self._fail(message.step, error)
+
+    def on_closed(self, sender: NodeId, error: TransportError | None) -> None:
+        """Nothing to do: the head sees a lost node on its control link, and the next plan dials anew."""
+
+    def _execute(self, held: _Held, step: Step, buffer: TensorBuffer) -> None:
+        def work() -> TensorBuffer:
+            hidden = held.stage.execute(step, self._engine.from_buffer(buffer))
+            return self._engine.to_buffer(HIDDEN, hidden)
+
+        def done(result: TensorBuffer | None, error: BaseException | None) -> None:
+            if result is None:
+                self._fail(step, error)
+                return
+            self.steps += 1
+            try:
+                held.sender.send(step.epoch, step.number, Activation(held.index + 1, step), (result,))
+            except TransportError as link_error:
+                self._loop.call_soon_threadsafe(self._link_broke, step.epoch, step.number, link_error)
+
+        self._device.submit(work, done)
+
+    # --- failing ------------------------------------------------------------------------------------------------
+
+    def _fail(self, step: Step, error: BaseException | None) -> None:
+        """From any thread."""
+        message = StageFailed(step.epoch, step.number, str(error) or type(error).__name__)
+        self._loop.call_soon_threadsafe(self._report, message)
+
+    def _link_broke(self, epoch: int, number: int, error: TransportError) -> None:
+        self._loop.call_later(LINK_GRACE_S, self._report_link, StageFailed(epoch, number, f"data link: {error}"))
+
+    def _report_link(self, failed: StageFailed) -> None:
+        if self._held is not None and self._held.plan.epoch == failed.epoch:
+            self._report(failed)

@@ -1,0 +1,176 @@
+"""The /v1 routes: models, chat completions, completions; each answer whole or as a stream of events."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Final
+
+from aiohttp import web
+
+from vramancer_cli.errors import NotReadyError
+from vramancer_cli.runtime.contracts import Deployment
+from vramancer_cli.serving import sse
+from vramancer_cli.serving.answer import CutAnswerError, Piece, answer, generation_request, prompt_tokens
+from vramancer_cli.serving.connection import json_response
+from vramancer_cli.serving.context import ADMIN, REGISTRY, SETTINGS, TOKENIZERS
+from vramancer_cli.serving.faults import Fault, RefusedError, fault_of, is_bug
+from vramancer_cli.serving.openai import ChatQuery, TextQuery, parse_chat, parse_text
+from vramancer_cli.serving.replies import ChatShape, Envelope, FinishReason, Shape, TextShape, Usage, model_card
+
+LOG: Final = logging.getLogger(__name__)
+STREAM_HEADERS: Final = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-cache",
+    "X-Accel-Buffering": "no",
+}
+
+
+async def models(request: web.Request) -> web.Response:
+    cards = [model_card(model.name, model.created_s) for model in request.app[REGISTRY].models()]
+    return json_response({"object": "list", "data": cards})
+
+
+async def model(request: web.Request) -> web.Response:
+    found = await _deployment(request, request.match_info["model"])
+    return json_response(model_card(found.name, found.created_s))
+
+
+async def chat_completions(request: web.Request) -> web.StreamResponse:
+    return await _complete(request, parse_chat(await _body(request)))
+
+
+async def completions(request: web.Request) -> web.StreamResponse:
+    return await _complete(request, parse_text(await _body(request)))
+
+
+async def _body(request: web.Request) -> bytes:
+    """The whole body, within the application's size limit. Raises RefusedError when it comes too slowly, or broken."""
+    try:
+        async with asyncio.timeout(request.app[SETTINGS].body_read_s):
+            return await request.read()
+    except TimeoutError:
+        sentence = "The request's body did not come in time."
+        raise RefusedError(Fault(408, sentence, code="timeout", headers={"Connection": "close"})) from None
+    except web.RequestPayloadError:
+        sentence = "The request's body is not what its headers say."
+        raise RefusedError(Fault(400, sentence, code="invalid_http", headers={"Connection": "close"})) from None
+
+
+async def _deployment(request: web.Request, name: str) -> Deployment:
+    """Raises NotReadyError while there is a reason to wait for the model, else RefusedError with 404."""
+    found = request.app[REGISTRY].find(name)
+    if found is not None:
+        return found
+    if not request.app[REGISTRY].models():
+        status = await request.app[ADMIN].status()
+        if status.state != "ready":
+            raise NotReadyError(status.reason)
+    sentence = f"There is no model '{name}' here; /v1/models lists those that are."
+    raise RefusedError(Fault(404, sentence, param="model", code="model_not_found"))
+
+
+@dataclass(slots=True)
+class _Telling:
+    """One answer being told: its pieces, the shape of its reply, and the tokens counted so far."""
+
+    pieces: AsyncGenerator[Piece, None]
+    shape: Shape
+    include_usage: bool
+    prompt_tokens: int
+    completion_tokens: int = 0
+
+    def usage(self) -> Usage:
+        return Usage(self.prompt_tokens, self.completion_tokens)
+
+
+async def _complete(request: web.Request, query: ChatQuery | TextQuery) -> web.StreamResponse:
+    telling = await _telling(request, query)
+    return await (_stream(request, telling) if query.options.stream else _whole(telling))
+
+
+async def _telling(request: web.Request, query: ChatQuery | TextQuery) -> _Telling:
+    deployment = await _deployment(request, query.model)
+    tools = await request.app[TOKENIZERS].of(deployment)
+    prompt = await prompt_tokens(query, tools, deployment.context_tokens)
+    default_tokens = request.app[SETTINGS].default_chat_tokens
+    ask = generation_request(uuid.uuid4().hex, prompt, query.options, tools, deployment.context_tokens, default_tokens)
+    envelope = Envelope(ask.request_id, int(time.time()), deployment.name, query.options.include_usage)
+    shape = ChatShape(envelope) if isinstance(query, ChatQuery) else TextShape(envelope)
+    pieces = answer(deployment, ask, tools, query.options.stop)
+    return _Telling(pieces, shape, query.options.include_usage, len(prompt))
+
+
+async def _whole(telling: _Telling) -> web.Response:
+    texts: list[str] = []
+    finish: FinishReason | None = None
+    async with aclosing(telling.pieces) as pieces:
+        async for piece in pieces:
+            texts.append(piece.text)
+            telling.completion_tokens += piece.tokens
+            finish = piece.finish_reason
+    if finish is None:
+        raise CutAnswerError
+    return json_response(telling.shape.whole("".join(texts), finish, telling.usage()))
+
+
+async def _stream(request: web.Request, telling: _Telling) -> web.StreamResponse:
+    """Waits for the first piece before the head goes out, so that a refusal still has its status."""
+    settings = request.app[SETTINGS]
+    async with aclosing(sse.with_silence(telling.pieces, settings.ping_s)) as events:
+        first = await anext(events)
+        response = web.StreamResponse(headers=STREAM_HEADERS)
+        response.force_close()
+        await response.prepare(request)
+        async with aclosing(_frames(telling, first, events)) as frames:
+            async for frame in frames:
+                await _write(request, response, frame, settings.write_s)
+    return response
+
+
+async def _write(request: web.Request, response: web.StreamResponse, frame: bytes, deadline_s: float) -> None:
+    """Raises ConnectionResetError, after cutting the connection, when the client does not read."""
+    try:
+        async with asyncio.timeout(deadline_s):
+            await response.write(frame)
+    except TimeoutError:
+        if request.transport is not None:
+            request.transport.abort()
+        raise ConnectionResetError("the client does not read its answer") from None
+
+
+async def _frames(
+    telling: _Telling, first: Piece | None, events: AsyncGenerator[Piece | None, None]
+) -> AsyncGenerator[bytes, None]:
+    """The answer as events. A failure becomes an error event, after which nothing comes, not even [DONE]."""
+    if (opening := telling.shape.opening()) is not None:
+        yield sse.encode(opening)
+    try:
+        for frame in _told(telling, first):
+            yield frame
+        async for piece in events:
+            for frame in _told(telling, piece):
+                yield frame
+    except Exception as error:  # the door of a stream: its status is long sent
+        if is_bug(error):
+            LOG.exception("an answer failed")
+        yield sse.encode(fault_of(error).body())
+
+
+def _told(telling: _Telling, piece: Piece | None) -> list[bytes]:
+    """The events of one piece, and of a silence."""
+    if piece is None:
+        return [sse.PING]
+    telling.completion_tokens += piece.tokens
+    frames = [sse.encode(telling.shape.delta(piece.text))] if piece.text else []
+    if piece.finish_reason is None:
+        return frames
+    frames.append(sse.encode(telling.shape.closing(piece.finish_reason)))
+    if telling.include_usage:
+        frames.append(sse.encode(telling.shape.usage(telling.usage())))
+    return [*frames, sse.DONE]

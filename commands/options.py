@@ -1,0 +1,208 @@
+"""Every option of every verb, once: its flag, its VRM_* variable, its default and its sentence.
+
+The one place that reads flags and the environment (flag > variable > default, by typer's own `envvar`). A group
+of options is a frozen dataclass; `@spread` writes its options into a verb's signature and hands the verb the group.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import platform
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+import typer
+
+from vramancer_cli.errors import UsageError
+from vramancer_cli.serving.auth import check_bind
+from vramancer_cli.serving.settings import ServerSettings
+from vramancer_cli.settings import (
+    API_PORT,
+    LOOPBACK,
+    NODE_PORT,
+    Dtype,
+    NodeSettings,
+    Role,
+    parse_context,
+    parse_device,
+    parse_node_name,
+    parse_port,
+    parse_size,
+)
+
+Result = TypeVar("Result")
+
+
+def option(
+    flag: str,
+    words: str,
+    *,
+    metavar: str = "",
+    unset: str | None = None,
+    parser: Callable[[Any], Any] | None = None,
+    **more: Any,
+) -> Any:
+    """One option. `unset` describes the default where the value itself would say nothing."""
+    shown: dict[str, Any] = {} if unset is None else {"show_default": unset}
+    if parser is not None:
+        shown["parser"] = _named(parser)
+    return typer.Option(flag, help=words, metavar=metavar, show_envvar=False, **shown, **more)
+
+
+def _named(parser: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """`parser` with its complaint as a ValueError, to which typer adds the option's name."""
+
+    def parse(value: Any) -> Any:
+        try:
+            return parser(value)
+        except UsageError as error:
+            raise ValueError(f"{error} {error.hint}") from error
+
+    return parse
+
+
+def setting(flag: str, words: str, **more: Any) -> Any:
+    """An option that the environment may set too: --node-port is VRM_NODE_PORT."""
+    return option(flag, words, envvar="VRM_" + flag.removeprefix("--").replace("-", "_").upper(), **more)
+
+
+Model = Annotated[str | None, setting("--model", "The model to serve.", metavar="ID|FOLDER", unset="the built-in one")]
+Code = Annotated[str | None, setting("--code", "The pairing code that the master shows.", metavar="CODE")]
+Json = Annotated[bool, option("--json", "Write JSON to stdout.")]
+Detach = Annotated[bool, option("--detach", "Run in the background, and return when it answers.")]
+StateDir = Annotated[
+    Path,
+    setting("--state-dir", "Where the node's identity is kept.", metavar="FOLDER", unset="your application folder"),
+]
+ApiToken = Annotated[str | None, setting("--api-token", "The API's bearer token.", hidden=True)]
+
+DEFAULT_STATE_FOLDER = Path(typer.get_app_dir("vramancer"))
+
+
+def _this_machine() -> str:
+    return platform.node().split(".")[0][:40] or "node"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NodeFlags:
+    """What `start` and `join` have in common."""
+
+    host: Annotated[str, setting("--host", "Where the API listens.", metavar="ADDRESS")] = LOOPBACK
+    port: Annotated[int, setting("--port", "Port of API and page; 0: any free.", metavar="PORT", parser=parse_port)] = (
+        API_PORT
+    )
+    node_port: Annotated[
+        int, setting("--node-port", "Port for the other nodes; 0: any free.", metavar="PORT", parser=parse_port)
+    ] = NODE_PORT
+    name: Annotated[
+        str,
+        setting("--name", "What people call this node.", metavar="NAME", unset="the machine's", parser=parse_node_name),
+    ] = _this_machine()
+    device: Annotated[
+        str, setting("--device", "auto, cuda:N, mps, xpu or cpu.", metavar="DEVICE", parser=parse_device)
+    ] = "auto"
+    memory: Annotated[
+        int | None,
+        setting("--memory", "The most it may use: 6GiB.", metavar="SIZE", unset="what is free", parser=parse_size),
+    ] = None
+    dtype: Annotated[Dtype, setting("--dtype", "auto, float32, bfloat16 or float16.", metavar="TYPE")] = "auto"
+    context: Annotated[
+        int | None,
+        setting(
+            "--context", "Longest prompt plus answer.", metavar="TOKENS", unset="from the model", parser=parse_context
+        ),
+    ] = None
+    state_dir: StateDir = DEFAULT_STATE_FOLDER
+    log_json: Annotated[bool, setting("--log-json", "Log lines as JSON.", hidden=True)] = False
+    api_token: ApiToken = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ApiFlags:
+    """How a verb that asks a running node finds it."""
+
+    url: Annotated[str | None, setting("--url", "The node to ask.", metavar="URL", unset="the one that runs here")] = (
+        None
+    )
+    state_dir: StateDir = DEFAULT_STATE_FOLDER
+    api_token: ApiToken = None
+
+
+_GROUPS = (NodeFlags, ApiFlags)
+
+
+def node_settings(
+    invocation: typer.Context, flags: NodeFlags, *, role: Role, model: str | None = None, head: str | None = None
+) -> NodeSettings:
+    """Raises UsageError for an API that would be open to other machines: now, not after torch is loaded."""
+    check_bind(flags.host, ServerSettings(api_token=flags.api_token))
+    return NodeSettings(
+        role=role,
+        model=model,
+        host=flags.host,
+        port=flags.port,
+        port_given=is_given(invocation, "port"),
+        node_port=flags.node_port,
+        node_port_given=is_given(invocation, "node_port"),
+        name=flags.name,
+        device=flags.device,
+        memory_bytes=flags.memory,
+        dtype=flags.dtype,
+        context_tokens=flags.context,
+        state_folder=state_folder(flags.state_dir),
+        api_token=flags.api_token,
+        log_json=flags.log_json,
+        head=head,
+    )
+
+
+def state_folder(typed: Path) -> Path:
+    """The folder as an absolute path, the same from wherever it is looked at."""
+    return typed.expanduser().absolute()
+
+
+def is_given(invocation: typer.Context, name: str) -> bool:
+    """Whether a person chose this value, by flag or by environment."""
+    source = invocation.get_parameter_source(name)
+    return source is not None and source.name not in ("DEFAULT", "DEFAULT_MAP")
+
+
+def spread(verb: Callable[..., Result]) -> Callable[..., Result]:
+    """Replaces each parameter of `verb` that is a group by the group's options, gathered again when it is called."""
+    signature = inspect.signature(verb, eval_str=True)
+    groups = {name: p.annotation for name, p in signature.parameters.items() if p.annotation in _GROUPS}
+
+    @functools.wraps(verb)
+    def gathered(**values: Any) -> Result:
+        for name, group in groups.items():
+            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
+        return verb(**values)
+
+    parameters = [
+        option
+        for name, parameter in signature.parameters.items()
+        for option in (_options_of(groups[name]) if name in groups else [_by_name(parameter)])
+    ]
+    gathered.__signature__ = signature.replace(parameters=parameters)  # pyright: ignore[reportAttributeAccessIssue]
+    gathered.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return gathered
+
+
+def _options_of(group: type[Any]) -> list[inspect.Parameter]:
+    types = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.default is MISSING else field.default,
+            annotation=types[field.name],
+        )
+        for field in fields(group)
+    ]
+
+
+def _by_name(parameter: inspect.Parameter) -> inspect.Parameter:
+    return parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)

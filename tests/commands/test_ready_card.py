@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from commands import ready_card as card
+from commands.ready_card import ready_card
+
+
+@dataclass
+class Ready:
+    """The shape of node.NodeReady, whose module needs torch."""
+
+    api_url: str = "http://127.0.0.1:5000"
+    node_port: int = 5001
+    role: str = "head"
+    cluster: str = "desk"
+    code: str | None = "4-otter-maple-drum"
+    waiting_for: str = ""
+
+
+def shown(**more: Any) -> list[str]:
+    return ready_card(Ready(**more)).plain.splitlines()  # pyright: ignore[reportArgumentType]
+
+
+@pytest.fixture(autouse=True)
+def address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(card, "own_address", lambda: "192.168.1.20")
+
+
+def test_a_head_says_how_others_join() -> None:
+    lines = shown()
+    assert lines[0] == "VRAMancer answers at http://127.0.0.1:5000"
+    assert any(line.endswith(" vramancer join --auto-discover --code 4-otter-maple-drum") for line in lines)
+    assert any(line.endswith(" vramancer join 192.168.1.20 --code 4-otter-maple-drum") for line in lines)
+
+
+def test_another_node_port_is_in_the_command() -> None:
+    assert any("join 192.168.1.20:7001 --code" in line for line in shown(node_port=7001))
+
+
+def test_a_worker_says_what_it_waits_for() -> None:
+    text = "\n".join(shown(role="worker", code=None, waiting_for="the master"))
+    assert text.startswith("This machine is part of desk.")
+    assert "--code" not in text
+    assert "waiting for the master" in text
+
+
+def test_a_cluster_name_cannot_command_the_terminal() -> None:
+    assert "\x1b" not in "".join(shown(cluster="\x1b[2J"))

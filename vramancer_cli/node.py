@@ -1,0 +1,273 @@
+"""The composition root: turns settings into links, a coordinator or a worker, a registry and an API, and runs them.
+
+Every task of a node lives in one TaskGroup here; when one fails or a signal comes, all of them end in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import platform
+import signal
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TypeVar
+
+import vramancer_cli
+from transport.contracts import ControlHandler, ControlLink, DataSink, Received
+from transport.discovery import announce, local_addresses
+from transport.endpoint import Endpoint
+from transport.errors import PortBusyError, TransportError
+from transport.identity import ClusterAuthority, Credentials
+from transport.messages import PROTOCOL_MAJOR, PROTOCOL_MINOR, Hello, ModelRef
+from transport.pairing import CLUSTER_PREFIX_DIGITS, PairingDesk
+from transport.types import NodeFacts, NodeId, Peer, Versions
+from vramancer_cli.engine.torch_engine import TorchEngine
+from vramancer_cli.errors import UsageError
+from vramancer_cli.models.facts import ModelFacts
+from vramancer_cli.planning.facts import PlanSettings
+from vramancer_cli.runtime import enrolment, store
+from vramancer_cli.runtime.admin import HeadAdmin, WorkerAdmin
+from vramancer_cli.runtime.claim import claimed
+from vramancer_cli.runtime.contracts import Admin
+from vramancer_cli.runtime.coordinator import Coordinator
+from vramancer_cli.runtime.device_thread import DeviceThread
+from vramancer_cli.runtime.generation import Generation
+from vramancer_cli.runtime.head_finder import HeadFinder
+from vramancer_cli.runtime.registry import Registry
+from vramancer_cli.runtime.state_folder import RunRecord, StateFolder
+from vramancer_cli.runtime.worker import Worker
+from vramancer_cli.serving.app import ApiServer, create_app
+from vramancer_cli.serving.settings import ServerSettings
+from vramancer_cli.settings import NodeSettings, Role, parse_address
+from vramancer_cli.telemetry import log
+
+DEFAULT_CONTEXT_TOKENS = 4096
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class NodeReady:
+    """What a person is told once the node is up. `code` only on a head; `waiting_for` "" when nothing is missing."""
+
+    api_url: str
+    node_port: int
+    role: Role
+    cluster: str
+    code: str | None
+    waiting_for: str
+
+
+OnReady = Callable[[NodeReady], None]
+
+
+def run(settings: NodeSettings, on_ready: OnReady) -> None:
+    """Run a node until SIGINT or SIGTERM. Raises what the user should read (errors.SHOWN)."""
+    log.configure(json=settings.log_json)
+    with claimed(settings.state_folder):
+        asyncio.run(_until_signal(_head if settings.role == "head" else _worker, settings, on_ready))
+
+
+async def _until_signal(
+    node: Callable[[NodeSettings, OnReady], Coroutine[None, None, None]], settings: NodeSettings, on_ready: OnReady
+) -> None:
+    """Cancel the node when a person or the system says so, and let it end in order."""
+    running = asyncio.create_task(node(settings, on_ready), name="node")
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        try:
+            loop.add_signal_handler(number, running.cancel)
+        except NotImplementedError:  # Windows
+            signal.signal(number, lambda *_: loop.call_soon_threadsafe(running.cancel))
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
+
+
+# --- the head -------------------------------------------------------------------------------------------------------
+
+
+async def _head(settings: NodeSettings, on_ready: OnReady) -> None:
+    folder = StateFolder(settings.state_folder)
+    credentials, authority = enrolment.found_cluster(settings.name, folder, time.time())
+    desk = PairingDesk()
+    async with contextlib.AsyncExitStack() as stack:
+        engine, device = await _engine(stack, settings)
+        chosen = await _choose_model(settings, engine, device)
+        inbox = _Inbox()
+        endpoint = await _endpoint(stack, settings, credentials, inbox.accept, inbox, desk, authority)
+        generation = Generation(
+            chosen.facts.ref.name, chosen.folder, chosen.context_tokens, int(time.time()), inbox.activity
+        )
+        coordinator = inbox.coordinator = Coordinator(
+            facts=_facts(settings, credentials, engine, endpoint.port),
+            cluster=credentials.cluster,
+            model=chosen.facts,
+            settings=PlanSettings(dtype=settings.dtype, context_tokens=chosen.context_tokens),
+            folder=chosen.folder,
+            engine=engine,
+            device=device,
+            generation=generation,
+            share_status=lambda: admin.share(),
+        )
+        admin = HeadAdmin(coordinator, generation, desk, credentials)
+        api = await _api(stack, settings, Registry([generation]), admin)
+        admin.api_url = api.url
+        await stack.enter_async_context(await announce(_announced(credentials, endpoint.port, api.port)))
+        _write_run_file(stack, folder, settings.role, api.url, endpoint.port)
+        invitation = await admin.invite()
+        on_ready(NodeReady(api.url, endpoint.port, "head", credentials.cluster, invitation.code, ""))
+        await coordinator.run(endpoint)
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """The model that a head was told to serve."""
+
+    folder: Path
+    facts: ModelFacts
+    context_tokens: int
+
+
+async def _choose_model(settings: NodeSettings, engine: TorchEngine, device: DeviceThread) -> _Chosen:
+    source, location, folder = await store.locate_choice(settings.model)
+    name = folder.name if source == "folder" else location
+    ref = ModelRef(name, source, location, await device.run(lambda: engine.digest(folder)))
+    facts: ModelFacts = await device.run(lambda: engine.model_facts(folder, ref))
+    return _Chosen(folder, facts, min(settings.context_tokens or DEFAULT_CONTEXT_TOKENS, facts.context_tokens))
+
+
+def _announced(credentials: Credentials, node_port: int, api_port: int) -> Peer:
+    return Peer(
+        cluster_id_prefix=credentials.cluster_id[:CLUSTER_PREFIX_DIGITS],
+        name=credentials.cluster,
+        addresses=local_addresses(node_port),
+        accepts_pairing=True,
+        api_port=api_port,
+        version=vramancer_cli.__version__,
+    )
+
+
+class _Inbox:
+    """Where links deliver on a head. The port must be known before the coordinator is made, so it is put in later:
+
+    before the next await, so that no link can be here first.
+    """
+
+    coordinator: Coordinator
+
+    async def accept(self, link: ControlLink) -> None:
+        await self.coordinator.accept(link)
+
+    def activity(self) -> None:
+        self.coordinator.activity()
+
+    def on_frame(self, sender: NodeId, received: Received) -> None:
+        self.coordinator.on_frame(sender, received)
+
+    def on_closed(self, sender: NodeId, error: TransportError | None) -> None:
+        self.coordinator.on_closed(sender, error)
+
+
+# --- a worker -------------------------------------------------------------------------------------------------------
+
+
+async def _worker(settings: NodeSettings, on_ready: OnReady) -> None:
+    folder = StateFolder(settings.state_folder)
+    credentials = folder.credentials()
+    if credentials is None:
+        raise UsageError("This machine has not joined a cluster.", hint="Use 'vramancer join'.")
+    given = parse_address(settings.head) if settings.head else None
+    finder = HeadFinder(folder, credentials.cluster_id, given)
+    async with contextlib.AsyncExitStack() as stack:
+        engine, device = await _engine(stack, settings)
+        worker = Worker(lambda: _facts(settings, credentials, engine, endpoint.port), engine, device)
+        endpoint = await _endpoint(stack, settings, credentials, _nobody_dials_a_worker, worker)
+        api = await _api(stack, settings, Registry(), WorkerAdmin(worker, credentials.cluster))
+        _write_run_file(stack, folder, settings.role, api.url, endpoint.port)
+        on_ready(NodeReady(api.url, endpoint.port, "worker", credentials.cluster, None, "the master"))
+        await worker.stay(endpoint, finder.find, credentials.head, finder.remember)
+
+
+async def _nobody_dials_a_worker(link: ControlLink) -> None:
+    await link.close("This node is not the head.")
+
+
+# --- parts of both --------------------------------------------------------------------------------------------------
+
+
+async def _engine(stack: contextlib.AsyncExitStack, settings: NodeSettings) -> tuple[TorchEngine, DeviceThread]:
+    """The engine, made on the thread that will run it: its first import of torch takes seconds."""
+    device = DeviceThread(settings.device)
+    stack.callback(device.close)
+    engine = await device.run(lambda: TorchEngine(settings.device, settings.memory_bytes))
+    return engine, device
+
+
+async def _endpoint(
+    stack: contextlib.AsyncExitStack,
+    settings: NodeSettings,
+    credentials: Credentials,
+    on_control: ControlHandler,
+    sink: DataSink,
+    desk: PairingDesk | None = None,
+    authority: ClusterAuthority | None = None,
+) -> Endpoint:
+    hello = Hello(PROTOCOL_MAJOR, PROTOCOL_MINOR, _versions(), credentials.node_id, settings.name, "control")
+
+    async def open_at(port: int) -> Endpoint:
+        return await Endpoint.open(
+            credentials, hello, host=None, port=port, on_control=on_control, sink=sink, desk=desk, authority=authority
+        )
+
+    endpoint = await _or_free_port(open_at, settings.node_port, settings.node_port_given)
+    stack.push_async_callback(endpoint.close)
+    return endpoint
+
+
+async def _api(stack: contextlib.AsyncExitStack, settings: NodeSettings, registry: Registry, admin: Admin) -> ApiServer:
+    names = frozenset({platform.node().lower(), f"{platform.node().lower()}.local"})
+    app = create_app(registry, admin, ServerSettings(api_token=settings.api_token, host_names=names))
+    # A head's address is what people type, so it never moves by itself; a worker's board may.
+    fixed = settings.port_given or settings.role == "head"
+    api = await _or_free_port(lambda port: ApiServer.start(app, settings.host, port), settings.port, fixed)
+    stack.push_async_callback(api.close)
+    return api
+
+
+async def _or_free_port(open_at: Callable[[int], Awaitable[T]], port: int, fixed: bool) -> T:
+    """At `port`, or, where nobody chose it and it is taken, at a free one."""
+    try:
+        return await open_at(port)
+    except PortBusyError:
+        if fixed:
+            raise
+        return await open_at(0)
+
+
+def _write_run_file(
+    stack: contextlib.AsyncExitStack, folder: StateFolder, role: Role, api_url: str, node_port: int
+) -> None:
+    record = RunRecord.of_this_process(api_url, node_port, role)
+    folder.save_run(record)
+    stack.callback(folder.clear_run, record)
+
+
+def _facts(settings: NodeSettings, credentials: Credentials, engine: TorchEngine, port: int) -> NodeFacts:
+    return NodeFacts(
+        node_id=credentials.node_id,
+        name=settings.name,
+        os=f"{platform.system()} {platform.release()}",
+        device=engine.device_facts(),
+        limit_bytes=engine.limit_bytes,
+        addresses=local_addresses(port),
+        versions=_versions(),
+    )
+
+
+def _versions() -> Versions:
+    """Without the build tag: a CUDA and a CPU build of one torch version may share a plan."""
+    torch, transformers = (version(name).partition("+")[0] for name in ("torch", "transformers"))
+    return Versions(vramancer_cli.__version__, torch, transformers)

@@ -136,7 +136,10 @@ async def _choose_model(settings: NodeSettings, engine: TorchEngine, device: Dev
     name = folder.name if source == "folder" else location
     ref = ModelRef(name, source, location, await device.run(lambda: engine.digest(folder)))
     facts: ModelFacts = await device.run(lambda: engine.model_facts(folder, ref))
-    return _Chosen(folder, facts, min(settings.context_tokens or DEFAULT_CONTEXT_TOKENS, facts.context_tokens))
+    asked_tokens = settings.context_tokens or DEFAULT_CONTEXT_TOKENS
+    if settings.context_tokens and asked_tokens > facts.context_tokens:
+        log.get("node").warning("the model's own context is shorter", asked=asked_tokens, context=facts.context_tokens)
+    return _Chosen(folder, facts, min(asked_tokens, facts.context_tokens))
 
 
 def _announced(credentials: Credentials, node_port: int, api_port: int) -> Peer:

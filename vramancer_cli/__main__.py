@@ -21,6 +21,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from vramancer_cli.errors import SHOWN
 
     _never_fail_on_characters()
+    if getattr(sys, "frozen", False):
+        from vramancer_cli.launcher.handover import enter_frozen
+
+        enter_frozen()
     try:
         code = run(sys.argv[1:] if argv is None else list(argv))
         sys.stdout.flush()

@@ -27,24 +27,34 @@ def claimed(folder: Path) -> Generator[None]:
     """Holds `folder` for this process. Raises FolderTakenError, OSError where the folder cannot be written."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (folder / LOCK_FILE).open("ab") as file:
-        try:
-            _lock(file)
-        except (BlockingIOError, PermissionError):
-            raise FolderTakenError(f"Another node runs out of {folder}.") from None
+        if not try_lock(file):
+            raise FolderTakenError(f"Another node runs out of {folder}.")
         yield
 
 
-def _lock(file: BinaryIO) -> None:
-    """Raises BlockingIOError or PermissionError where another process has it. A file system without locks: no lock."""
+def try_lock(file: BinaryIO, *, shared: bool = False) -> bool:
+    """Locks `file` until it is closed or the process ends; False where another process is in the way.
+
+    Windows has no shared lock: there a shared one is none. Neither is one on a file system without locks.
+    """
+    try:
+        _lock(file, shared)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+def _lock(file: BinaryIO, shared: bool) -> None:
     if sys.platform == "win32":
         import msvcrt
 
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        if not shared:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         return
     import fcntl
 
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         raise
     except OSError:

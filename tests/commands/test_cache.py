@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.verbs import InProcess
+from vramancer_cli.launcher import cache
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> InProcess:
+    verb = InProcess(tmp_path / "state", monkeypatch, capsys)
+    monkeypatch.setenv("VRM_CACHE_DIR", str(tmp_path / "cache"))
+    return verb
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A cache with two runtimes of older versions."""
+    path = cache.open_folder(tmp_path / "cache")
+    for name in ("runtime-aaaa", "runtime-bbbb"):
+        (path / name).mkdir()
+        (path / name / "file").write_bytes(bytes(2048))
+    return path
+
+
+def test_an_empty_cache_is_said_and_not_made(run: InProcess, tmp_path: Path) -> None:
+    ran = run("cache")
+    assert ran.code == 0
+    assert ran.out.strip() == f"{tmp_path / 'cache'}: 0 runtimes"
+    assert not (tmp_path / "cache").exists()
+
+
+def test_runtimes_are_listed(run: InProcess, folder: Path) -> None:
+    held = cache.hold(folder, "runtime-aaaa")
+    assert held is not None
+    lines = run("cache").out.splitlines()
+    assert any("runtime-aaaa" in line and "2.0 KiB" in line and "in use" in line for line in lines)
+    assert any("runtime-bbbb" in line and "idle" in line for line in lines)
+    told = json.loads(run("cache", "--json").out)
+    assert told["folder"] == str(folder)
+    assert told["runtimes"][0] == {"name": "runtime-aaaa", "size_bytes": 2048, "current": False, "in_use": True}
+    held.close()
+
+
+def test_clean_removes_what_nobody_uses(run: InProcess, folder: Path) -> None:
+    held = cache.hold(folder, "runtime-aaaa")
+    assert held is not None
+    ran = run("cache", "clean")
+    assert ran.code == 0
+    assert ran.out.splitlines() == ["1 runtime removed, 2.0 KiB freed.", "runtime-aaaa is in use, and was kept."]
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == {"runtime-aaaa"}
+    held.close()
+
+
+def test_clean_speaks_json(run: InProcess, folder: Path) -> None:
+    told = json.loads(run("cache", "clean", "--json").out)
+    assert told == {"folder": str(folder), "removed": ["runtime-aaaa", "runtime-bbbb"], "in_use": []}

@@ -20,7 +20,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-ROOTS = ("transport", "vramancer_cli", "commands", "build_scripts", "tests")
+ROOTS = ("transport", "vramancer_cli", "commands", "build_scripts", "bench", "fuzz", "tests")
 LONGEST = 10
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from vramancer_cli.cluster.status import ClusterStatus
 from vramancer_cli.errors import VramancerError
-from vramancer_cli.runtime.state_folder import RunRecord, StateFolder
+from vramancer_cli.runtime import run_file
+from vramancer_cli.runtime.run_file import RunRecord
 from vramancer_cli.serving.client import ApiClient
 
 POLL_S = 0.1
@@ -64,7 +65,7 @@ class NodeProcess:
     def wait_live(self, deadline_s: float = 60.0) -> None:
         """Until its run file is there. Raises NodeDiedError, TimeoutError."""
         until = time.monotonic() + deadline_s
-        while StateFolder(self.folder).running() is None:
+        while run_file.running(self.folder) is None:
             if self.process.poll() is not None:
                 raise NodeDiedError(f"The node ended with exit code {self.process.returncode}:\n{self.output}")
             if time.monotonic() > until:
@@ -86,7 +87,7 @@ class NodeProcess:
         self.process.wait()
 
     def _run(self) -> RunRecord:
-        record = StateFolder(self.folder).run()
+        record = run_file.read(self.folder)
         if record is None:
             raise NodeDiedError(f"The node has no run file:\n{self.output}")
         return record

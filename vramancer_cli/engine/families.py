@@ -1,0 +1,74 @@
+"""Which families run split, as transformers itself declares, and whether their modelling code is here.
+
+Families are found by their config classes, which are small; no modelling file is opened for that. Knows no family by
+name. Must never build a model or read a checkpoint.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from vramancer_cli.errors import VramancerError
+
+_MODEL_CLASSES: dict[str, Any] = dict(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+"""Name of the causal language model's class, by family (`model_type`)."""
+
+
+class FamilyError(VramancerError):
+    """The modelling code of a family cannot be imported."""
+
+    hint = "Install VRAMancer again."
+
+
+def supported_families() -> tuple[str, ...]:
+    """The `model_type` of every family that can be cut into layers, sorted.
+
+    That is each one with a causal language model whose config declares a pipeline plan (`base_model_pp_plan`), or
+    whose text part does where the model is that of its text part alone. Raises FamilyError where a config class
+    cannot be imported.
+    """
+    return tuple(sorted(family for family in _MODEL_CLASSES if _is_supported(family)))
+
+
+def import_modelling(family: str) -> type[PreTrainedModel]:
+    """The class of the family's causal language model. Raises FamilyError, with the first cause in its sentence."""
+    if family not in _MODEL_CLASSES:
+        raise FamilyError(f"transformers has no causal language model of the family '{family}'.")
+    try:
+        model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[family]]
+    except Exception as error:  # whatever a module's own code raises while it is imported
+        raise FamilyError(f"The modelling code of '{family}' cannot be imported: {_cause(error)}") from error
+    if not (isinstance(model, type) and issubclass(model, PreTrainedModel)):
+        # What transformers puts in the place of a class when a library that it needs is missing.
+        raise FamilyError(f"The modelling code of '{family}' needs a library that is not installed.")
+    return model
+
+
+def _is_supported(family: str) -> bool:
+    config: Any = _config_class(family)
+    if _declares_plan(config):
+        return True
+    text = config.sub_configs.get("text_config")
+    # The same class for both: transformers then builds it from the text config by itself (AutoModel.from_config).
+    return text is not None and _declares_plan(text) and _MODEL_CLASSES.get(text.model_type) == _MODEL_CLASSES[family]
+
+
+def _config_class(family: str) -> type[PretrainedConfig]:
+    try:
+        return CONFIG_MAPPING[family]
+    except Exception as error:  # whatever a module's own code raises while it is imported
+        raise FamilyError(f"The config class of '{family}' cannot be imported: {_cause(error)}") from error
+
+
+def _declares_plan(config: Any) -> bool:
+    return bool(getattr(config, "base_model_pp_plan", None))
+
+
+def _cause(error: BaseException) -> str:
+    """The error that started it, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

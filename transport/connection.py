@@ -206,37 +206,3 @@ class StepOrder:
             raise RemoteProtocolError(f"Step {epoch}/{number} arrived where {epoch}/{expected} was due.")
         self._epoch, self._next = epoch, number + 1
         return True
-
-
-class Heartbeat:
-    """When to send the next Ping, and when silence means death. `now`: seconds of any steady clock.
-
-    Time counts from the first call of any method.
-    """
-
-    def __init__(self, interval_s: float, missed: int = 3) -> None:
-        self._interval_s = interval_s
-        self._patience_s = interval_s * missed
-        self._sent_s: float | None = None
-        self._heard_s: float | None = None
-
-    def due(self, now: float) -> bool:
-        """Whether a Ping is to be sent now; the first at once, then one per interval."""
-        self._begin(now)
-        if self._sent_s is not None and now - self._sent_s < self._interval_s:
-            return False
-        self._sent_s = now
-        return True
-
-    def heard(self, now: float) -> None:
-        """Anything at all came from the other side."""
-        self._heard_s = now
-
-    def dead(self, now: float) -> bool:
-        """Nothing was heard for more than `missed` intervals."""
-        return now - self._begin(now) > self._patience_s
-
-    def _begin(self, now: float) -> float:
-        if self._heard_s is None:
-            self._heard_s = now
-        return self._heard_s

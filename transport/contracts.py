@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from transport.errors import TransportError
 from transport.messages import Hello, Message
@@ -78,6 +78,42 @@ class DataSink(Protocol):
 Closed = Callable[[NodeId, TransportError | None], None]
 """Called once, on any thread, when a data sender's connection ends: the node, and the error unless on purpose."""
 
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a conversation at a master's door ended, for its log: who came by which invitation; nothing that was said.
+
+    `invitation`: `code in slot 4` or `token 1a2b3c4d`, the first digits of a hash. `tries`: wrong ones for that code
+    so far. `code not open`: used, ended, worn out, or never made.
+    """
+
+    kind: Literal["admitted", "wrong code", "code not open", "wrong token", "removed", "renewed", "not renewed"]
+    node: NodeId = ""
+    invitation: str = ""
+    tries: int = 0
+
+
+class Book(Protocol):
+    """A master's memory of whom it let in. Each call is back once it is kept; safe from any thread.
+
+    `redeem` and `admit` raise TransportError when it cannot be kept: then nothing may be handed out.
+    """
+
+    def is_removed(self, node: NodeId) -> bool: ...
+
+    def redeem(self, secret: bytes, node: NodeId, now: float) -> bool:
+        """Spend a join token on `node`; False for one that is unknown, used or over, without telling which."""
+        ...
+
+    def admit(self, node: NodeId, how: str, now: float) -> None:
+        """`node` gets its first certificate; `how`: by which invitation."""
+        ...
+
+    def note(self, outcome: Outcome, host: str) -> None:
+        """For the log; `host`: the caller's IP. Returns at once, and raises nothing."""
+        ...
+
+
 ControlHandler = Callable[[ControlLink], Awaitable[None]]
 """Runs in its own task for each accepted control link; the link closes when it returns."""
 
@@ -94,6 +130,13 @@ class Network(Protocol):
 
     async def dial_data(self, addresses: Sequence[Address], expected: NodeId, on_closed: Closed) -> DataSender:
         """As `dial_control`, for a data connection in the sending direction."""
+        ...
+
+    def shut_out(self, nodes: frozenset[NodeId]) -> None:
+        """Cut every data link with these nodes, in and out, and have none with them from now on.
+
+        Their control links are not touched: over those they are told.
+        """
         ...
 
     async def close(self) -> None: ...

@@ -19,8 +19,7 @@ STREAM_LIMIT_BYTES: Final = 64 * 1024
 TLS_GOODBYE_S: Final = 0.5
 """How long a closing stream waits for the other side's close_notify; asyncio's own default is 30 s."""
 _NODE_PORT_HINT: Final = "Name its node port (5001 unless it was started with --node-port), not the one of its page."
-_CLOSED_HINT: Final = "Perhaps it is shutting down. If it goes on, join again with a code from 'vramancer invite'."
-# asyncio's server drops the alert that would say whether it was the certificate; a data link's server sends it.
+_CLOSED_HINT: Final = "Perhaps it is shutting down, or out of places for handshakes: try again."
 
 _T = TypeVar("_T")
 

@@ -80,10 +80,23 @@ async def announce(peer: Peer) -> Announcement:
 
 
 def local_addresses(port: int) -> tuple[Address, ...]:
-    """Where other machines may reach this one, best first; loopback only when there is nothing else."""
+    """Where other machines may reach this one, best first; loopback only when there is nothing else.
+
+    Best is the address that this machine itself would call others from: of a VPN's and the house's, usually the latter.
+    """
     found = [ip for ips in _good_interfaces().values() for ip in ips]
     outside = [ip for ip in found if not _is_loopback(ip)]
-    return tuple(Address(ip, port) for ip in sorted(outside or found, key=_rank))[:ADDRESSES]
+    outgoing = _outgoing_ip()
+    best_first = sorted(outside or found, key=lambda ip: (ip != outgoing, _rank(ip)))
+    return tuple(Address(ip, port) for ip in best_first[:ADDRESSES])
+
+
+def _outgoing_ip() -> str | None:
+    """The default route's IPv4 address. Connecting a datagram socket sends nothing."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # RFC 5737: nobody's address
+        return str(probe.getsockname()[0])
+    return None
 
 
 def _record(peer: Peer) -> AsyncServiceInfo:

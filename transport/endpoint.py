@@ -13,16 +13,18 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, Self
 
-from transport.contracts import Closed, ControlHandler, DataSink
+from transport.contracts import Book, Closed, ControlHandler, DataSink
 from transport.dialling import explained, first_that_answers, open_tls
-from transport.errors import LinkClosedError, RemoteProtocolError
+from transport.errors import LinkClosedError, RemoteProtocolError, TrustError
 from transport.framing import Allocate, heap_buffer
 from transport.identity import ClusterAuthority, Credentials
+from transport.issuing import NoBook
 from transport.joining import DEADLINE_S, pair
 from transport.link import TlsControlLink, TlsDataSender
 from transport.messages import Hello
 from transport.pairing import PairingDesk
 from transport.reception import HANDSHAKES, Admission, House, Reception
+from transport.requesting import blaming_clocks
 from transport.sockets import CONNECT_S, HandshakeThreads, Held, connect, listen
 from transport.tls import ALPN_CONTROL, ALPN_DATA, Contexts, make_contexts
 from transport.types import Address, NodeId
@@ -35,15 +37,19 @@ class Endpoint:
 
     def __init__(
         self, port: int, hello: Hello, contexts: Contexts, reception: Reception, threads: HandshakeThreads,
-        deadline_s: float, connect_s: float,
+        deadline_s: float, connect_s: float, clock: Callable[[], float],
     ) -> None:  # fmt: skip
         self.port = port
+        self.listens = reception.listens
         self._hello = hello
         self._contexts = contexts
+        self._accepts_pairing = contexts.accepts_pairing
         self._reception = reception
         self._threads = threads
         self._deadline_s = deadline_s
         self._connect_s = connect_s
+        self._clock = clock
+        self._shut_out: frozenset[NodeId] = frozenset()
         self._dialled: weakref.WeakSet[TlsControlLink] = weakref.WeakSet()
         self._senders: weakref.WeakSet[TlsDataSender] = weakref.WeakSet()
         self._closed = False
@@ -60,6 +66,8 @@ class Endpoint:
         sink: DataSink,
         desk: PairingDesk | None = None,
         authority: ClusterAuthority | None = None,
+        book: Book | None = None,
+        may_have_ended: bool = False,
         allocate: Allocate = heap_buffer,
         deadline_s: float = DEADLINE_S,
         connect_s: float = CONNECT_S,
@@ -67,34 +75,36 @@ class Endpoint:
     ) -> Self:
         """Listen on `port` (0: a free one, see `.port`) of `host`, or of every interface when None.
 
-        With `desk` and `authority`, machines with a code may join; `clock` gives Unix seconds, the same that
-        `desk.invite` is given. Raises PortBusyError, TrustError for credentials that do not fit together
-        or have run out.
+        With `desk`, `authority` and `book`, machines with a code or a token may join; `clock` gives Unix seconds, the
+        same that `desk.invite` is given. Raises PortBusyError, TrustError for credentials that do not fit together
+        or, unless they `may_have_ended` and will be renewed, have run out.
         """
-        credentials.check(clock())
+        credentials.check(None if may_have_ended else clock())
         contexts = make_contexts(credentials, accepts_pairing=desk is not None)
         admission = None
         if desk is not None and authority is not None:
-            admission = Admission(desk, authority, credentials.certificate_der, clock)
+            admission = Admission(desk, authority, credentials.certificate_der, clock, book or NoBook())
         house = House(hello, contexts, on_control, sink, allocate, admission, deadline_s)
         listeners = listen(host, port)
         threads = HandshakeThreads(2 * HANDSHAKES)  # those of callers, and as many again for dialling
         reception = Reception(listeners, house, threads)
         reception.start()
         bound_port = int(listeners[0].getsockname()[1])
-        return cls(bound_port, hello, contexts, reception, threads, deadline_s, connect_s)
+        return cls(bound_port, hello, contexts, reception, threads, deadline_s, connect_s, clock)
 
     async def dial_control(self, addresses: Sequence[Address], expected: NodeId) -> TlsControlLink:
         """A control link to the node `expected`. Raises UnreachableError, TrustError, IncompatibleError.
 
-        LinkClosedError once this endpoint is closed.
+        ClockError where it is a master that is not trusted and its clock is far from this one's; LinkClosedError once
+        this endpoint is closed.
         """
         self._check_open()
 
         async def at(address: Address) -> TlsControlLink:
-            with explained(address, expected):
-                async with asyncio.timeout(self._deadline_s):
-                    return await self._start_control(address, expected)
+            async with blaming_clocks(address, self._clock, self._deadline_s, self._connect_s):
+                with explained(address, expected):
+                    async with asyncio.timeout(self._deadline_s):
+                        return await self._start_control(address, expected)
 
         link = await first_that_answers(addresses, at)
         if self._closed:
@@ -106,6 +116,7 @@ class Endpoint:
     async def dial_data(self, addresses: Sequence[Address], expected: NodeId, on_closed: Closed) -> TlsDataSender:
         """The sending end of a data link to the node `expected`. Raises as `dial_control`."""
         self._check_open()
+        self._check_not_shut_out(expected)
 
         async def at(address: Address) -> TlsDataSender:
             with explained(address, expected):
@@ -113,11 +124,28 @@ class Endpoint:
                     return await self._start_data(address, expected, on_closed)
 
         sender = await first_that_answers(addresses, at)
-        if self._closed:
-            sender.close()
+        if self._closed or expected in self._shut_out:
+            sender.hang_up()
+            self._check_not_shut_out(expected)
             raise LinkClosedError(_CLOSED)
         self._senders.add(sender)
         return sender
+
+    def renew(self, credentials: Credentials) -> None:
+        """Show the certificate of these, this node's own, from now on. Links that stand go on.
+
+        New contexts, not new certificates in the old ones: other threads may be shaking hands with those.
+        """
+        self._contexts = make_contexts(credentials, accepts_pairing=self._accepts_pairing)
+        self._reception.renew(self._contexts, credentials.certificate_der)
+
+    def shut_out(self, nodes: frozenset[NodeId]) -> None:
+        """See `contracts.Network`."""
+        self._shut_out = nodes
+        self._reception.shut_out(nodes)
+        for sender in self._senders:
+            if sender.node in nodes:
+                sender.hang_up()
 
     async def close(self) -> None:
         """End every link, in and out, and give the port back: no task, thread or socket is left. Again: no effect."""
@@ -156,6 +184,10 @@ class Endpoint:
     def _check_open(self) -> None:
         if self._closed:
             raise LinkClosedError(_CLOSED)
+
+    def _check_not_shut_out(self, node: NodeId) -> None:
+        if node in self._shut_out:
+            raise TrustError(f"Node {node[:8]} was removed from the cluster.")
 
 
 __all__ = ["Endpoint", "pair"]

@@ -54,6 +54,18 @@ class TrustError(TransportError):
     exit_code = 4
 
 
+class ClockError(TrustError):
+    """The clocks of the two machines are too far apart."""
+
+    hint = "Set the clock that is wrong, then try again."
+
+
+class RemovedError(TrustError):
+    """This machine was removed from its cluster."""
+
+    hint = "To come back it needs a new code: 'vramancer invite' on the master, then 'vramancer join' here."
+
+
 class PairingError(TrustError):
     """The pairing code was not accepted."""
 

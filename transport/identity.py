@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from typing import Final, cast
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
@@ -26,17 +28,27 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from transport.clocks import SLACK_S
 from transport.errors import TrustError
 from transport.types import NodeId
 
 LEAF_DAYS: Final = 180
+API_LEAF_DAYS: Final = 30
 RENEW_AFTER_DAYS: Final = 30
 AUTHORITY_DAYS: Final = 20 * 365
-BACKDATE_S: Final = 45 * 60
+BACKDATE_S: Final = SLACK_S
 """Certificates start this much before `now`: two home machines seldom agree on the time."""
 CSR_LIMIT_BYTES: Final = 4096
 NAME_LIMIT: Final = 64
 """Characters in a cluster's name: X.520's bound for a common name."""
+
+_HEAD_MARK: Final = "head"
+"""The organisational unit in the certificate of the machine that holds the authority, and in no other."""
+
+_UNREADABLE: Final = (
+    ValueError, UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType,
+)  # fmt: skip
+"""What `cryptography` raises for DER that is broken, or of a kind that it does not know."""
 
 _NODE_ID = re.compile(r"[0-9a-f]{32}")
 _PEM_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----\n?", re.DOTALL)
@@ -79,6 +91,17 @@ class Credentials:
         """True from day 30 of the certificate's life on, and after its end."""
         start = _parse_certificate(self.certificate_der).not_valid_before_utc.timestamp() + BACKDATE_S
         return now >= start + RENEW_AFTER_DAYS * 86400
+
+    def expired(self, now: float) -> bool:
+        return now > _parse_certificate(self.certificate_der).not_valid_after_utc.timestamp()
+
+    def renewed(self, certificate_der: bytes) -> Credentials:
+        """The same node with a younger certificate. Raises TrustError unless it is one of this node and cluster."""
+        check_issued(certificate_der, to_der(self.ca_pem), self.node_id)
+        old, new = _parse_certificate(self.certificate_der), _parse_certificate(certificate_der)
+        if new.not_valid_after_utc < old.not_valid_after_utc:
+            raise TrustError("The master sent a certificate that ends before the one in use.")
+        return replace(self, certificate_pem=to_pem(certificate_der))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,16 +146,18 @@ class ClusterAuthority:
     def cluster_id(self) -> str:
         return cluster_id_of(to_der(self.certificate_pem)).hex()
 
-    def issue(self, csr_der: bytes, now: float) -> bytes:
+    def issue(self, csr_der: bytes, now: float, *, head: bool = False) -> bytes:
         """The certificate (DER, 180 days) for the one name that a request may ask for: its own key's node id.
 
-        Nothing but the public key is taken over from the request. Raises TrustError for any other request.
+        Nothing but the public key is taken over from the request. `head` marks it as the master's own.
+        Raises TrustError for any other request.
         """
         public_key = _check_request(csr_der)
         authority = _parse_certificate(to_der(self.certificate_pem))
         key = _load_key(self.key_pem)
         node = node_id_of(_public_der(public_key))
-        builder = _builder(_subject(node), authority.subject, public_key, key.public_key(), now, LEAF_DAYS)
+        subject = _subject(node, _HEAD_MARK if head else "")
+        builder = _builder(subject, authority.subject, public_key, key.public_key(), now, LEAF_DAYS)
         usages = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
         certificate = (
             builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
@@ -143,9 +168,34 @@ class ClusterAuthority:
         )
         return certificate.public_bytes(Encoding.DER)
 
+    def issue_api(self, names: Sequence[str], addresses: Sequence[str], now: float) -> tuple[bytes, bytes]:
+        """(certificate, its new key), PEM, 30 days: an HTTPS server under these DNS names and IPs, and no node.
+
+        It has no client usage and several names, so that no link takes it for a node's.
+        """
+        authority, key = _parse_certificate(to_der(self.certificate_pem)), _load_key(self.key_pem)
+        own_key = ec.generate_private_key(ec.SECP256R1())
+        ips = [x509.IPAddress(ip_address(address)) for address in addresses]
+        builder = _builder(
+            _subject(f"{self.name} API"[:NAME_LIMIT]),
+            authority.subject,
+            own_key.public_key(),
+            key.public_key(),
+            now,
+            API_LEAF_DAYS,
+        )
+        certificate = (
+            builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_key_usage(signs_certificates=False), critical=True)
+            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+            .add_extension(x509.SubjectAlternativeName([*(x509.DNSName(name) for name in names), *ips]), critical=False)
+            .sign(key, hashes.SHA256())
+        )
+        return certificate.public_bytes(Encoding.PEM), _dump_key(own_key)
+
     def enrol_head(self, name: str, key_pem: bytes, now: float) -> Credentials:
         """Credentials for the machine that holds this authority: it needs no code."""
-        certificate = self.issue(make_request(key_pem), now)
+        certificate = self.issue(make_request(key_pem), now, head=True)
         node = node_id_of_key(key_pem)
         return Credentials(node, name, self.name, node, key_pem, to_pem(certificate), self.certificate_pem)
 
@@ -186,6 +236,17 @@ def node_id_of_certificate(certificate_der: bytes) -> NodeId:
     return names[0]
 
 
+def node_id_of_request(csr_der: bytes) -> NodeId:
+    """The node that a request is for, its signature checked. Raises TrustError as `ClusterAuthority.issue`."""
+    return node_id_of(_public_der(_check_request(csr_der)))
+
+
+def is_heads(certificate_der: bytes) -> bool:
+    """Whether the authority marked this certificate as the master's own; it marks no other."""
+    units = _parse_certificate(certificate_der).subject.get_attributes_for_oid(NameOID.ORGANIZATIONAL_UNIT_NAME)
+    return [unit.value for unit in units] == [_HEAD_MARK]
+
+
 def check_issued(certificate_der: bytes, ca_der: bytes, node: NodeId) -> None:
     """Raises TrustError unless `ca_der` signed this certificate for `node`."""
     certificate, authority = _parse_certificate(certificate_der), _parse_certificate(ca_der)
@@ -220,8 +281,10 @@ def to_der(certificate_pem: bytes) -> bytes:
 
 def _parse_certificate(der: bytes) -> x509.Certificate:
     try:
-        return x509.load_der_x509_certificate(der)
-    except ValueError as error:
+        certificate = x509.load_der_x509_certificate(der)
+        _ = certificate.public_key(), certificate.extensions, certificate.subject  # else they are read, and fail, later
+        return certificate
+    except _UNREADABLE as error:
         raise TrustError("This is not a certificate.") from error
 
 
@@ -231,7 +294,7 @@ def _check_request(csr_der: bytes) -> ec.EllipticCurvePublicKey:
     try:
         request = x509.load_der_x509_csr(csr_der)
         key, extensions, signed = request.public_key(), request.extensions, request.is_signature_valid
-    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+    except _UNREADABLE as error:
         raise TrustError("This is not a certificate request.") from error
     if not signed or not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise TrustError("The certificate request is not signed with a P-256 key.")
@@ -283,8 +346,9 @@ def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
     )
 
 
-def _subject(name: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+def _subject(name: str, unit: str = "") -> x509.Name:
+    units = [x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, unit)] if unit else []
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name), *units])
 
 
 def _own_name(node: NodeId) -> x509.SubjectAlternativeName:

@@ -106,6 +106,7 @@ class InprocNetwork:
         self._ends: list[_End] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._open = True
+        self._shut_out: frozenset[NodeId] = frozenset()
         self.address = address
 
     @property
@@ -124,6 +125,8 @@ class InprocNetwork:
 
     async def dial_data(self, addresses: Sequence[Address], expected: NodeId, on_closed: Closed) -> InprocDataSender:
         target = await self._reach(addresses, expected)
+        if expected in self._shut_out or self.node in target._shut_out:
+            raise TrustError(f"Node {expected[:8]} was removed from the cluster, or takes this one for removed.")
         here, there = self._greet(target, expected, Role.DATA_SENDER, Role.DATA_RECEIVER)
         out, back = self._hub.pipes(self.node, target.node)
         sender = InprocDataSender(here, back, out, expected, on_closed)
@@ -151,6 +154,13 @@ class InprocNetwork:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=SEND_DEADLINE_S)
+
+    def shut_out(self, nodes: frozenset[NodeId]) -> None:
+        """See `contracts.Network`."""
+        self._shut_out = nodes
+        for end in self._ends:
+            if end.node in nodes and not isinstance(end, InprocControlLink):
+                end.end(LinkClosedError("That node was removed from the cluster."), None)
 
     def die(self) -> None:
         self._open = False
@@ -290,6 +300,11 @@ class _End(ABC):
     @property
     def hello(self) -> Hello:
         return self._connection.hello
+
+    @property
+    def node(self) -> NodeId:
+        """The one at the other end."""
+        return self._inbound.source
 
     @abstractmethod
     def arrive(self, data: bytes | None) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
@@ -35,11 +36,13 @@ async def pair(
     expected_prefix: str | None = None,
     deadline_s: float = DEADLINE_S,
     connect_s: float = CONNECT_S,
+    clock: Callable[[], float] = time.time,
 ) -> Credentials:
     """Become the node `name` of the cluster whose master answers at one of `addresses` and knows `code`.
 
     `expected_prefix`: the first 16 hex digits of the cluster's id, where mDNS named it. Raises PairingError (a code
-    that was refused is not tried at another address), WrongClusterError, UnreachableError, IncompatibleError.
+    that was refused is not tried at another address), WrongClusterError, ClockError, UnreachableError,
+    IncompatibleError.
     """
     parse_code(code)  # a misspelt one costs no try
 
@@ -50,7 +53,7 @@ async def pair(
                 try:
                     leaf_der = _leaf_of_master(address, writer)
                     handshake = JoinerHandshake(code, key_pem, leaf_der, expected_prefix)
-                    return await _join(reader, writer, handshake, name)
+                    return await _join(reader, writer, handshake, name, clock())
                 finally:
                     writer.transport.abort()
 
@@ -64,24 +67,25 @@ async def admit(
     clock: Callable[[], float],
     on_thread: OnThread,
 ) -> None:
-    """The master's side, to its end; the caller sets the deadline. Raises PairingError, OSError, EOFError."""
-    await _send(writer, handshake.greeting())
-    handshake.request(await _receive(reader), clock())
-    await _send(writer, await on_thread(handshake.answer))
-    await _send(writer, handshake.confirm(await _receive(reader), clock()))
+    """The master's side, to its end; the caller sets the deadline. Raises TransportError, OSError, EOFError."""
+    await send_framed(writer, handshake.greeting(clock()))
+    handshake.request(await receive_framed(reader), clock())
+    await send_framed(writer, await on_thread(handshake.answer))
+    answer = handshake.confirm(await receive_framed(reader), clock())
+    await send_framed(writer, await on_thread(lambda: handshake.remembered(answer, clock())))
     with contextlib.suppress(OSError):
         writer.close()
         await writer.wait_closed()
 
 
 async def _join(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, handshake: JoinerHandshake, name: str
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, handshake: JoinerHandshake, name: str, now: float
 ) -> Credentials:
     """The arithmetic runs on the loop: a machine that is not yet a node has nothing else to do."""
     try:
-        await _send(writer, handshake.request(await _receive(reader)))
-        await _send(writer, handshake.confirm(await _receive(reader)))
-        return handshake.finish(await _receive(reader), name)
+        await send_framed(writer, handshake.request(await receive_framed(reader), now))
+        await send_framed(writer, handshake.confirm(await receive_framed(reader)))
+        return handshake.finish(await receive_framed(reader), name)
     except (EOFError, ConnectionError) as error:
         raise PairingError("The master ended the conversation.", hint="Wait a moment, then try again.") from error
 
@@ -95,10 +99,11 @@ def _leaf_of_master(address: Address, writer: asyncio.StreamWriter) -> bytes:
     return leaf_of(tls)
 
 
-async def _receive(reader: asyncio.StreamReader) -> bytes:
+async def receive_framed(reader: asyncio.StreamReader) -> bytes:
+    """One message, its length checked before anything is allocated. Raises PairingError, EOFError, OSError."""
     return await reader.readexactly(frame_length(await reader.readexactly(4)))
 
 
-async def _send(writer: asyncio.StreamWriter, message: bytes) -> None:
+async def send_framed(writer: asyncio.StreamWriter, message: bytes) -> None:
     writer.write(frame(message))
     await writer.drain()

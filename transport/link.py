@@ -217,6 +217,16 @@ class TlsDataSender:
         self._outbox.close()
         self._thread.close(CLOSE_GRACE_S)
 
+    @property
+    def node(self) -> NodeId:
+        """The one at the other end."""
+        return self._node
+
+    def hang_up(self) -> None:
+        """End at once, without bringing anything out; does not wait. Again: no effect."""
+        self._outbox.close()  # wakes the thread
+        self._thread.close(0.0)
+
     def finish(self) -> None:
         """Close, and wait until the thread has ended."""
         self.close()
@@ -291,6 +301,15 @@ class TlsDataReceiver:
     @property
     def hello(self) -> Hello:
         return self._connection.hello
+
+    @property
+    def node(self) -> NodeId:
+        """The one at the other end."""
+        return self._node
+
+    def hang_up(self) -> None:
+        """As `close`, without waiting."""
+        self._thread.close(0.0)
 
     def close(self) -> None:
         """Hang up at once and end the thread. Again: no effect."""

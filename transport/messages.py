@@ -265,11 +265,47 @@ class StatusShare(Message, frozen=True):
     status: bytes
 
 
+class Roll(Message, frozen=True):
+    """Head to worker, after Welcome and whenever it changes: who is removed from the cluster, all of them.
+
+    The worker cuts its data links with these. `head_time_s`: the head's clock, Unix seconds; certificates are
+    measured against it.
+    """
+
+    type_id: ClassVar[int] = 16
+    optional: ClassVar[bool] = True
+    removed: tuple[NodeId, ...]
+    head_time_s: Annotated[float, msgspec.Meta(ge=0, le=2**40)]
+
+
+class Removed(Message, frozen=True):
+    """Head to worker: you are removed from the cluster, and this key opens no link any more. This one closes."""
+
+    type_id: ClassVar[int] = 17
+    optional: ClassVar[bool] = True
+
+
+class Renew(Message, frozen=True):
+    """Worker to head: a certificate request (PKCS #10, DER) for its own key, whose certificate is 30 days old."""
+
+    type_id: ClassVar[int] = 18
+    optional: ClassVar[bool] = True
+    request: bytes
+
+
+class Renewed(Message, frozen=True):
+    """Head to worker, answering Renew: the new certificate (DER)."""
+
+    type_id: ClassVar[int] = 19
+    optional: ClassVar[bool] = True
+    certificate: bytes
+
+
 MESSAGES: Final[dict[int, type[Message]]] = {
     message.type_id: message
     for message in (
         Hello, Goodbye, Join, Welcome, Refused, Ping, Pong, Assign, LoadProgress, StageReady, AssignRefused,
-        Release, StageFailed, Activation, StatusShare,
+        Release, StageFailed, Activation, StatusShare, Roll, Removed, Renew, Renewed,
     )
 }  # fmt: skip
 """Every message by its frame type."""

@@ -22,6 +22,8 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from spake2 import SPAKE2_A, SPAKE2_B, SPAKEError  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 from spake2.ed25519_basic import NotOnCurve  # pyright: ignore[reportMissingTypeStubs]
 
+from transport.clocks import check_clocks
+from transport.contracts import Book, Outcome
 from transport.errors import IncompatibleError, PairingError, TrustError
 from transport.identity import (
     ClusterAuthority,
@@ -57,9 +59,12 @@ _SLOTS: Final = 99
 
 
 class _Greeting(msgspec.Struct, frozen=True):
+    """`now` is the master's clock, 0 where it does not say: a hint, proven by nothing."""
+
     v: int
     cid: bytes
     ca: bytes
+    now: float = 0.0
 
 
 class _Request(msgspec.Struct, frozen=True):
@@ -103,14 +108,14 @@ def frame_length(header: bytes) -> int:
     """Bytes that follow these 4. Raises PairingError, before anything is allocated, when over 16 KiB."""
     length = cast(int, _LENGTH.unpack(header)[0])
     if length > FRAME_LIMIT_BYTES:
-        raise PairingError("The other side sent more than a pairing message can hold.")
+        raise PairingError("The other side sent more than a message of this protocol can hold.")
     return length
 
 
 def _decode(message: bytes, kind: type[_M]) -> _M:
     try:
         return msgspec.msgpack.decode(message, type=kind)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise PairingError("The other side sent something that is no pairing message.") from error
 
 
@@ -191,15 +196,15 @@ class PairingDesk:
         self._open[self._last_slot] = _OpenCode(code, now + CODE_VALID_S)
         return code
 
-    def begin(self, authority: ClusterAuthority, leaf_der: bytes) -> MasterHandshake:
+    def begin(self, authority: ClusterAuthority, leaf_der: bytes, book: Book | None = None) -> MasterHandshake:
         """A conversation with one joiner over TLS with the certificate `leaf_der`; close it when it ends.
 
-        Raises PairingError when 8 are under way.
+        `book` remembers whom it let in. Raises PairingError when 8 are under way.
         """
         if self._handshakes >= HANDSHAKES:
             raise PairingError("Too many machines are pairing at once.")
         self._handshakes += 1
-        return MasterHandshake(self, authority, leaf_der)
+        return MasterHandshake(self, authority, leaf_der, book)
 
     def open_codes(self, now: float) -> int:
         self._forget_expired(now)
@@ -209,6 +214,11 @@ class PairingDesk:
         self._forget_expired(now)
         found = self._open.get(slot)
         return found.code if found else None
+
+    def tries(self, slot: int) -> int:
+        """How often a wrong code was said for this slot."""
+        found = self._open.get(slot)
+        return found.tries if found else 0
 
     def accept(self, slot: int, code: str, proven: bool, now: float) -> bool:
         """Spend one try; True once, for the first proof of a code that is still open."""
@@ -233,15 +243,21 @@ class PairingDesk:
 
 
 class MasterHandshake:
-    """One joiner's conversation, as the master sees it: greeting, request, answer, confirm, close.
+    """One joiner's conversation, as the master sees it: greeting, request, answer, confirm, remembered, close.
 
-    Only `answer` is heavy (some 20 ms) and touches nothing but this object: it may run on another thread.
+    `answer` is heavy (some 20 ms) and `remembered` writes to the book; neither touches the desk, so that they may run
+    on another thread. `outcome`: how it ended, None as long as nobody was let in or refused.
     """
 
-    def __init__(self, desk: PairingDesk, authority: ClusterAuthority, leaf_der: bytes) -> None:
+    def __init__(
+        self, desk: PairingDesk, authority: ClusterAuthority, leaf_der: bytes, book: Book | None = None
+    ) -> None:
         self._desk = desk
         self._authority = authority
         self._leaf_der = leaf_der
+        self._book = book
+        self.outcome: Outcome | None = None
+        self._admitted: NodeId | None = None
         self._ca_der = to_der(authority.certificate_pem)
         self._cid = cluster_id_of(self._ca_der)
         self._request: _Request | None = None
@@ -249,8 +265,8 @@ class MasterHandshake:
         self._keys: _Keys | None = None
         self._closed = False
 
-    def greeting(self) -> bytes:
-        return msgspec.msgpack.encode(_Greeting(VERSION, self._cid, self._ca_der))
+    def greeting(self, now: float = 0.0) -> bytes:
+        return msgspec.msgpack.encode(_Greeting(VERSION, self._cid, self._ca_der, now))
 
     def request(self, message: bytes, now: float) -> None:
         """Raises PairingError for garbage; an unknown slot is not told from a known one."""
@@ -274,15 +290,37 @@ class MasterHandshake:
         """The certificate for a right code, else REFUSAL. Raises PairingError for garbage."""
         assert self._request is not None and self._keys is not None, "confirm before answer"
         proven = hmac.compare_digest(_decode(message, _Confirm).confirm, self._keys.joiner_proof())
+        refused = self._refusal(now)
         if self._code is None or not self._desk.accept(self._request.slot, self._code, proven, now):
+            self.outcome = refused
             return REFUSAL
         try:
             certificate = self._authority.issue(self._request.csr, now)
         except TrustError as error:
             raise PairingError(str(error)) from error
+        node = node_id_of_certificate(certificate)
+        if self._book is not None and self._book.is_removed(node):
+            self.outcome = Outcome("removed", node)
+            return REFUSAL  # a machine that comes back makes itself a new key
+        self._admitted = node
         head = node_id_of_certificate(self._leaf_der)
         proof = self._keys.master_proof(certificate)
         return msgspec.msgpack.encode(_Accepted(certificate, proof, head, self._authority.name))
+
+    def remembered(self, answer: bytes, now: float) -> bytes:
+        """`answer`, once the book knows of the new node. Raises TransportError when it cannot be kept."""
+        if self._admitted is not None and self._book is not None and self._request is not None:
+            how = f"code in slot {self._request.slot}"
+            self._book.admit(self._admitted, how, now)
+            self.outcome = Outcome("admitted", self._admitted, how)
+        return answer
+
+    def _refusal(self, now: float) -> Outcome:
+        """What is noted where the code turns out wrong; before a try is spent on it."""
+        slot = self._request.slot if self._request else 0
+        if self._code is None or self._desk.code_at(slot, now) != self._code:
+            return Outcome("code not open")
+        return Outcome("wrong code", "", f"code in slot {slot}", self._desk.tries(slot) + 1)
 
     def close(self) -> None:
         if not self._closed:
@@ -311,10 +349,14 @@ class JoinerHandshake:
         self._greeting: _Greeting | None = None
         self._keys: _Keys | None = None
 
-    def request(self, message: bytes) -> bytes:
-        """Raises IncompatibleError for another version of the protocol, WrongClusterError."""
+    def request(self, message: bytes, now: float = 0.0) -> bytes:
+        """Raises IncompatibleError for another version of the protocol, WrongClusterError; ClockError where `now` is
+        given, and more than 45 minutes from the master's.
+        """
         greeting = _decode(message, _Greeting)
         self._check_greeting(greeting)
+        if now:
+            check_clocks(greeting.now, now)
         self._greeting = greeting
         self._exchange = _exchange(SPAKE2_A, self._code, greeting.cid)
         self._mine = cast(bytes, self._exchange.start())
@@ -363,7 +405,7 @@ class WrongClusterError(TrustError):
 def _decode_unless_refused(message: bytes, kind: type[_M]) -> _M:
     try:
         msgspec.msgpack.decode(message, type=_Refused)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return _decode(message, kind)
     raise PairingError(
         "The master did not accept the pairing code: it is wrong, used, or older than ten minutes.",

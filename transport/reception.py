@@ -1,7 +1,8 @@
 """Who comes to the node port: control links, data links and joining machines, told apart and let in, or closed.
 
-A caller is handed on only after TLS has proven who it is. At most 8 handshakes run at once, each within its
-deadline; more callers wait in the kernel's queue. Never what a message means, and never torch.
+A caller is handed on only after TLS has proven who it is. Until its first byte it stands on the doorstep; then at
+most 8 handshakes run at once, each within a deadline that counts from that byte; when 64 wait for their turn, more
+callers stay in the kernel's queue. Never what a message means, and never torch.
 """
 
 from __future__ import annotations
@@ -13,36 +14,45 @@ import socket
 import ssl
 import weakref
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, cast
 
-from transport.contracts import ControlHandler, DataSink
+from transport.contracts import Book, ControlHandler, DataSink, Outcome
 from transport.data_socket import prepare_socket
 from transport.dialling import STREAM_LIMIT_BYTES, TLS_GOODBYE_S
-from transport.errors import RemoteProtocolError, TransportError
+from transport.doorstep import Doorstep
+from transport.errors import RemoteProtocolError, TransportError, TrustError
 from transport.framing import Allocate
 from transport.identity import ClusterAuthority
+from transport.issuing import Issuer
 from transport.joining import admit
 from transport.link import TlsControlLink, TlsDataReceiver
 from transport.messages import Hello
 from transport.pairing import PairingDesk
-from transport.sockets import HandshakeThreads, Held
-from transport.tls import ALPN_CONTROL, ALPN_DATA, ALPN_JOIN, Contexts, node_of
+from transport.requesting import issue
+from transport.sockets import FIRST_BYTES_S, LAST_WORDS_S, HandshakeThreads, Held
+from transport.tls import ALPN_CONTROL, ALPN_DATA, ALPN_ISSUE, ALPN_JOIN, Contexts, node_of
+from transport.types import Address, NodeId
 
 HANDSHAKES: Final = 8
+QUEUE: Final = 64
 _ACCEPT_PAUSE_S: Final = 0.1
+_LEAST_S: Final = 1.0
+"""What is left of a handshake's deadline once it has its turn, however long it waited: it suffices across the world."""
+_DOORSTEP_PAUSE_S: Final = 0.01
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """What a master needs to let machines in."""
+    """What a master needs to let machines in. `leaf_der` is the certificate that its TLS shows."""
 
     desk: PairingDesk
     authority: ClusterAuthority
     leaf_der: bytes
     clock: Callable[[], float]
+    book: Book
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +75,20 @@ class Reception:
         self._listeners = listeners
         self._house = house
         self._threads = threads
+        self._doorstep = Doorstep(self._welcome, min(FIRST_BYTES_S, house.deadline_s))
         self._slots = asyncio.Semaphore(HANDSHAKES)
+        self._at_door = 0
+        self._has_room = asyncio.Event()
+        self._has_room.set()
+        self._closing = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._receivers: weakref.WeakSet[TlsDataReceiver] = weakref.WeakSet()
+        self._shut_out: frozenset[NodeId] = frozenset()
+
+    @property
+    def listens(self) -> tuple[Address, ...]:
+        names = [listener.getsockname() for listener in self._listeners]
+        return tuple(Address(name[0], name[1]) for name in names)
 
     def start(self) -> None:
         for listener in self._listeners:
@@ -75,56 +96,105 @@ class Reception:
 
     async def close(self) -> None:
         """Stop listening, end every link that came in, and wait for all of it."""
+        self._closing = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._doorstep.close()
         for listener in self._listeners:
             listener.close()
         await asyncio.gather(*(self._threads.compute(receiver.close) for receiver in self._receivers))
+
+    def renew(self, contexts: Contexts, leaf_der: bytes) -> None:
+        """Show another certificate to those who come from now on; links that stand, and handshakes begun, go on."""
+        admission = self._house.admission
+        admission = admission and replace(admission, leaf_der=leaf_der)
+        self._house = replace(self._house, contexts=contexts, admission=admission)
+
+    def shut_out(self, nodes: frozenset[NodeId]) -> None:
+        """Cut the data links from these nodes, and take none from them any more."""
+        self._shut_out = nodes
+        for receiver in self._receivers:
+            if receiver.node in nodes:
+                receiver.hang_up()
 
     # --- every caller ---------------------------------------------------------------------------------------
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
+            await self._has_room.wait()
             try:
                 sock, _ = await loop.sock_accept(listener)
             except OSError as error:  # out of file descriptors, or the caller is gone again
                 _log.debug("accepting failed: %s", error)
                 await asyncio.sleep(_ACCEPT_PAUSE_S)
                 continue
-            try:
-                await self._slots.acquire()
-            except BaseException:
-                sock.close()
-                raise
-            self._spawn(self._serve(sock))
+            await self._let_stand(sock)
+
+    async def _let_stand(self, sock: socket.socket) -> None:
+        try:
+            while not self._doorstep.take_in(sock):  # noqa: ASYNC110  # it is behind only for a moment
+                await asyncio.sleep(_DOORSTEP_PAUSE_S)
+        except BaseException:
+            sock.close()
+            raise
+
+    def _welcome(self, sock: socket.socket) -> None:
+        """A caller has said something. Those who already stand on the doorstep come in even when there is no room."""
+        if self._closing:
+            sock.close()
+            return
+        self._at_door += 1
+        if self._at_door >= QUEUE:
+            self._has_room.clear()
+        self._spawn(self._serve(sock))
 
     async def _serve(self, sock: socket.socket) -> None:
         try:
             try:
-                link = await self._shake_hands(Held(sock, self._house.deadline_s))
+                link = await self._in_turn(sock)
             finally:
-                self._slots.release()
+                self._at_door -= 1
+                if self._at_door < QUEUE:
+                    self._has_room.set()
             if link is not None:
                 await self._hand_over(link)
         except (TransportError, OSError, EOFError) as error:
             _log.debug("a caller was turned away: %s", error)
 
+    async def _in_turn(self, sock: socket.socket) -> TlsControlLink | None:
+        """The wait for a turn counts too: those who stall in front of others do not add their deadlines up."""
+        deadline_s, clock = self._house.deadline_s, asyncio.get_running_loop().time
+        spoke_s = clock()
+        try:
+            async with asyncio.timeout(deadline_s):
+                await self._slots.acquire()
+        except BaseException:
+            sock.close()
+            raise
+        try:
+            left_s = max(spoke_s + deadline_s - clock(), min(deadline_s, _LEAST_S))
+            async with asyncio.timeout(left_s):
+                return await self._shake_hands(Held(sock, left_s))
+        finally:
+            self._slots.release()
+
     async def _shake_hands(self, held: Held) -> TlsControlLink | None:
         """The control link that has come to be; None for what lives without one. Closes the socket when it raises."""
-        async with asyncio.timeout(self._house.deadline_s):
-            receiver = await self._threads.run(held, partial(self._take_data, held), partial(_give_up, held))
-            if receiver is None:
-                return await self._take_streams(held.sock)
-            self._receivers.add(receiver)
-            return None
+        house = self._house  # the same to the end: what TLS has shown must be what the pairing binds
+        receiver = await self._threads.run(held, partial(self._take_data, held, house), partial(_give_up, held))
+        if receiver is None:
+            return await self._take_streams(held.sock, house)
+        self._receivers.add(receiver)
+        if receiver.node in self._shut_out:  # since the handshake looked
+            receiver.hang_up()
+        return None
 
     # --- data, on a thread ----------------------------------------------------------------------------------
 
-    def _take_data(self, held: Held) -> TlsDataReceiver | None:
+    def _take_data(self, held: Held, house: House) -> TlsDataReceiver | None:
         """None, with the socket untouched, when the caller begins with TLS; closes it when it raises."""
-        house = self._house
         try:
             prepare_socket(held.sock)
             if held.first_bytes() == "tls":
@@ -132,34 +202,57 @@ class Reception:
             tls = held.start_tls(house.contexts.data_server)
             if tls.selected_alpn_protocol() != ALPN_DATA:
                 raise RemoteProtocolError("A caller announced data and spoke something else.")
-            return TlsDataReceiver.start(tls, house.hello, node_of(tls), house.sink, house.allocate, held.left_s)
+            node = node_of(tls)
+            if node in self._shut_out:
+                if house.admission is not None:
+                    _note(house.admission.book, Outcome("removed", node), held.sock.getpeername())
+                raise TrustError("A caller was removed from the cluster.")
+            return TlsDataReceiver.start(tls, house.hello, node, house.sink, house.allocate, held.left_s)
         except BaseException:
             held.close()
             raise
 
     # --- control and pairing, on the loop -------------------------------------------------------------------
 
-    async def _take_streams(self, sock: socket.socket) -> TlsControlLink | None:
-        reader, writer = await _accept_tls(sock, self._house.contexts.control_server, self._house.deadline_s)
+    async def _take_streams(self, sock: socket.socket, house: House) -> TlsControlLink | None:
+        reader, writer = await _accept_tls(sock, house.contexts.control_server, house.deadline_s)
         try:
-            return await self._by_protocol(reader, writer)
+            return await self._by_protocol(reader, writer, house)
         except BaseException:
             writer.transport.abort()
             raise
 
-    async def _by_protocol(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> TlsControlLink | None:
-        house, tls = self._house, writer.get_extra_info("ssl_object")
+    async def _by_protocol(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, house: House
+    ) -> TlsControlLink | None:
+        tls = writer.get_extra_info("ssl_object")
         protocol = tls.selected_alpn_protocol()
         if protocol == ALPN_CONTROL:
             return await TlsControlLink.start(reader, writer, house.hello, node_of(tls), house.deadline_s)
         if protocol == ALPN_JOIN and house.admission is not None:
             await self._admit(reader, writer, house.admission)
             return None
+        if protocol == ALPN_ISSUE and house.admission is not None:
+            await self._issue(reader, writer, house.admission)
+            return None
         raise RemoteProtocolError("A caller spoke no protocol of this program.")
 
     async def _admit(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, admission: Admission) -> None:
-        with contextlib.closing(admission.desk.begin(admission.authority, admission.leaf_der)) as handshake:
-            await admit(reader, writer, handshake, admission.clock, self._threads.compute)
+        caller = writer.get_extra_info("peername")  # now: a closed transport does not know it any more
+        begun = admission.desk.begin(admission.authority, admission.leaf_der, admission.book)
+        with contextlib.closing(begun) as handshake:
+            try:
+                await admit(reader, writer, handshake, admission.clock, self._threads.compute)
+            finally:
+                _note(admission.book, handshake.outcome, caller)
+
+    async def _issue(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, admission: Admission) -> None:
+        caller = writer.get_extra_info("peername")
+        issuer = Issuer(admission.authority, admission.leaf_der, admission.book)
+        try:
+            await issue(reader, writer, issuer, admission.clock, self._threads.compute)
+        finally:
+            _note(admission.book, issuer.outcome, caller)
 
     async def _hand_over(self, link: TlsControlLink) -> None:
         try:
@@ -181,6 +274,12 @@ class Reception:
             task.get_loop().call_exception_handler(context)
 
 
+def _note(book: Book, outcome: Outcome | None, caller: tuple[Any, ...] | None) -> None:
+    """`caller`: the socket's other end, None once that is gone."""
+    if outcome is not None:
+        book.note(outcome, str(caller[0]) if caller else "")
+
+
 def _give_up(held: Held, receiver: TlsDataReceiver | None) -> None:
     if receiver is None:
         held.close()
@@ -196,7 +295,49 @@ async def _accept_tls(
     sock.setblocking(False)
     reader = asyncio.StreamReader(STREAM_LIMIT_BYTES, loop)
     protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
-    transport, _ = await loop.connect_accepted_socket(
-        lambda: protocol, sock, ssl=context, ssl_handshake_timeout=deadline_s, ssl_shutdown_timeout=TLS_GOODBYE_S
-    )
+    listening = _Listening(context)
+    tls = cast(ssl.SSLContext, listening)
+    with sock.dup() as spare:  # asyncio closes the other one as soon as the handshake fails
+        try:
+            transport, _ = await loop.connect_accepted_socket(
+                lambda: protocol, sock, ssl=tls, ssl_handshake_timeout=deadline_s, ssl_shutdown_timeout=TLS_GOODBYE_S
+            )
+        except ssl.SSLError:
+            await _say_alert(spare, listening.last_words)
+            raise
     return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+
+
+class _Listening:
+    """A context for one handshake. asyncio drops the alert that says why it failed; here it can be had."""
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self._context = context
+        self.last_words = b""
+
+    def wrap_bio(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, **options: Any) -> ssl.SSLObject:
+        tls = self._context.wrap_bio(incoming, outgoing, **options)
+        shake_hands = tls.do_handshake
+
+        def keeping_the_alert() -> None:
+            try:
+                shake_hands()
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                raise
+            except ssl.SSLError:
+                self.last_words = outgoing.read()
+                raise
+
+        tls.do_handshake = keeping_the_alert
+        return tls
+
+
+async def _say_alert(sock: socket.socket, alert: bytes) -> None:
+    """Closing with unread bytes would reset the connection, and the caller would never read why it is refused."""
+    loop = asyncio.get_running_loop()
+    with contextlib.suppress(OSError):  # TimeoutError too
+        async with asyncio.timeout(LAST_WORDS_S):
+            await loop.sock_sendall(sock, alert)
+            sock.shutdown(socket.SHUT_WR)
+            while await loop.sock_recv(sock, 4096):
+                pass

@@ -26,8 +26,20 @@ BACKLOG: Final = 64
 DATA_PREAMBLE: Final = b"VTPDATA\n"
 """What the dialler of a data connection says before TLS, so that the acceptor need not hand TLS state from the event
 loop to a thread. Trusted for nothing: the ALPN inside TLS must agree."""
+FIRST_BYTES_S: Final = 2.0
+"""A node says its TLS hello, or this preamble, as soon as it is connected: this is for the network alone."""
 _TLS_HANDSHAKE: Final = b"\x16"  # RFC 8446, 5.1: the content type of a ClientHello's record
-_ALERT_S: Final = 0.3
+_HTTP_METHODS: Final = b"GHPDOCT"  # the first letters of GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, CONNECT, TRACE
+_HTTP_WORDS: Final = (
+    b"This is the port where VRAMancer's nodes talk to each other, over TLS.\n"
+    b"The page and the API are at another port: 5000, unless it was started with --port.\n"
+)
+_HTTP_REPLY: Final = (
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n"
+    b"Content-Length: %d\r\n\r\n%b" % (len(_HTTP_WORDS), _HTTP_WORDS)
+)
+"""For a person with a browser or curl, who took one port for the other."""
+LAST_WORDS_S: Final = 0.3
 _PORT_TRIES: Final = 16
 _BUSY: Final = (errno.EADDRINUSE, errno.EACCES) if sys.platform == "win32" else (errno.EADDRINUSE,)
 
@@ -180,11 +192,23 @@ class Held:
     def first_bytes(self) -> Literal["tls", "data"]:
         """What the caller wants: a TLS record stays unread, the data preamble is taken off.
 
-        Raises RemoteProtocolError at the first byte that fits neither, OSError.
+        Raises RemoteProtocolError at the first byte that fits neither, OSError; TimeoutError after FIRST_BYTES_S.
         """
+        whole, self._until = self._until, min(self._until, time.monotonic() + FIRST_BYTES_S)
+        try:
+            return self._tell_apart()
+        finally:
+            self._until = whole
+
+    def _tell_apart(self) -> Literal["tls", "data"]:
         self.sock.settimeout(self.left_s)
-        if self.sock.recv(1, socket.MSG_PEEK) == _TLS_HANDSHAKE:
+        first = self.sock.recv(1, socket.MSG_PEEK)
+        if first == _TLS_HANDSHAKE:
             return "tls"
+        if first and first in _HTTP_METHODS:
+            self.sock.sendall(_HTTP_REPLY)
+            self._let_last_words_through()
+            raise RemoteProtocolError("The caller speaks plain HTTP.")
         got = b""
         while got != DATA_PREAMBLE:
             self.sock.settimeout(self.left_s)
@@ -212,13 +236,13 @@ class Held:
         try:
             tls.do_handshake()
         except ssl.SSLError:
-            self._let_alert_through()
+            self._let_last_words_through()
             raise
         return tls
 
-    def _let_alert_through(self) -> None:
+    def _let_last_words_through(self) -> None:
         """Closing with unread bytes would reset the connection, and the caller would never read why it is refused."""
-        until = time.monotonic() + min(_ALERT_S, self.left_s)
+        until = time.monotonic() + min(LAST_WORDS_S, self.left_s)
         with contextlib.suppress(OSError):
             socket.socket.shutdown(self.sock, socket.SHUT_WR)
             while (left_s := until - time.monotonic()) > 0:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from transport import pairing
+from transport import issuing, pairing
 from transport.errors import TrustError
 from transport.identity import Credentials, encrypted_key, is_node_id
 from transport.types import NodeId
@@ -20,6 +20,7 @@ from transport.types import NodeId
 ALPN_CONTROL: Final = "vrm/1"
 ALPN_DATA: Final = "vrm-data/1"
 ALPN_JOIN: Final = pairing.ALPN
+ALPN_ISSUE: Final = issuing.ALPN
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +31,17 @@ class Contexts:
     data_server: ssl.SSLContext
     control_client: ssl.SSLContext
     data_client: ssl.SSLContext
+    accepts_pairing: bool
 
 
 def make_contexts(credentials: Credentials, *, accepts_pairing: bool) -> Contexts:
     """Raises TrustError when key and certificate do not fit."""
     contexts = Contexts(
-        control_server=_server([ALPN_CONTROL, ALPN_JOIN] if accepts_pairing else [ALPN_CONTROL]),
+        control_server=_server([ALPN_CONTROL, *([ALPN_JOIN, ALPN_ISSUE] if accepts_pairing else [])]),
         data_server=_server([ALPN_DATA]),
         control_client=_client([ALPN_CONTROL]),
         data_client=_client([ALPN_DATA]),
+        accepts_pairing=accepts_pairing,
     )
     if accepts_pairing:  # a joining machine has no certificate yet; node_of refuses the others that have none
         contexts.control_server.verify_mode = ssl.CERT_OPTIONAL
@@ -55,6 +58,18 @@ def joining_context() -> ssl.SSLContext:
     context = _client([ALPN_JOIN])
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def issuing_context(ca_pem: bytes | None = None) -> ssl.SSLContext:
+    """For vrm-issue/1, without a certificate of one's own. Verifies the master against `ca_pem`; nothing without it."""
+    context = _client([ALPN_ISSUE])
+    if ca_pem is None:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    else:
+        context.load_verify_locations(cadata=ca_pem.decode())
+        context.verify_flags |= ssl.VERIFY_X509_STRICT
     return context
 
 

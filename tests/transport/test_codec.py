@@ -204,7 +204,11 @@ def test_an_unknown_message_is_skipped_if_flagged_optional_and_refused_if_not() 
 
 def test_optional_messages_carry_the_flag() -> None:
     assert [type(sample.message).__name__ for sample in SAMPLES if take_apart(sample.frame())[0].optional] == [
-        "StatusShare"
+        "StatusShare",
+        "Roll",
+        "Removed",
+        "Renew",
+        "Renewed",
     ]
     assert take_apart(encode(0, 0, Whisper("psst"))[0])[0].optional
 

@@ -1,8 +1,6 @@
-"""Who may say what and when; steps in sequence; when silence means death."""
+"""Who may say what and when; steps in sequence."""
 
 from __future__ import annotations
-
-import random
 
 import pytest
 from hypothesis import given
@@ -10,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.helpers.wire_samples import ELM, OAK, SAMPLES, Sample, hello, tensor
 from transport.codec import encode
-from transport.connection import DEPARTS, Connection, Heartbeat, Role, State, StepOrder, check_hello
+from transport.connection import DEPARTS, Connection, Role, State, StepOrder, check_hello
 from transport.contracts import Received
 from transport.errors import (
     IncompatibleError,
@@ -220,31 +218,3 @@ def test_what_is_accepted_is_always_a_sequence(arrivals: list[tuple[int, int]]) 
     for epoch in {epoch for epoch, _ in accepted}:
         numbers = [number for found, number in accepted if found == epoch]
         assert numbers == list(range(len(numbers)))
-
-
-# --- heartbeats ---------------------------------------------------------------------------------------------
-
-
-def test_a_ping_is_due_at_once_and_then_once_per_interval() -> None:
-    heartbeat = Heartbeat(1.0)
-    assert [heartbeat.due(now) for now in (100.0, 100.5, 100.99, 101.0, 101.5, 103.0, 103.5)] == [
-        True, False, False, True, False, True, False,
-    ]  # fmt: skip
-
-
-def test_dead_after_three_silent_intervals_and_alive_again_when_heard() -> None:
-    heartbeat = Heartbeat(1.0)
-    assert not heartbeat.dead(50.0)
-    assert not heartbeat.dead(53.0)
-    assert heartbeat.dead(53.001)
-    heartbeat.heard(54.0)
-    assert not heartbeat.dead(57.0)
-    assert heartbeat.dead(57.1)
-
-
-def test_a_side_that_answers_within_patience_never_dies() -> None:
-    heartbeat, now, chance = Heartbeat(0.5, missed=4), 0.0, random.Random(7)
-    for _ in range(1000):
-        now += chance.uniform(0.0, 2.0)
-        assert not heartbeat.dead(now)
-        heartbeat.heard(now)

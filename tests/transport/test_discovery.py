@@ -124,6 +124,20 @@ def test_addresses_are_bounded_and_best_first() -> None:
     assert seen.addresses[0].host == "10.0.0.1"
 
 
+def test_ones_own_best_address_is_the_one_that_leads_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"tun0": ["10.8.0.2"], "eth0": ["192.168.1.20", "fd00::2", "fe80::1%eth0"], "lo": ["127.0.0.1"]}
+    monkeypatch.setattr(discovery, "_good_interfaces", lambda: found)
+    monkeypatch.setattr(discovery, "_outgoing_ip", lambda: "192.168.1.20")
+    hosts = [address.host for address in discovery.local_addresses(5001)]
+    assert hosts == ["192.168.1.20", "10.8.0.2", "fd00::2", "fe80::1%eth0"]
+    monkeypatch.setattr(discovery, "_outgoing_ip", lambda: None)
+    assert discovery.local_addresses(5001)[0].host == "10.8.0.2"
+
+
+def test_the_address_that_leads_out_is_ones_own() -> None:
+    assert discovery._outgoing_ip() in {None} | {ip for ips in discovery._good_interfaces().values() for ip in ips}
+
+
 async def test_a_malformed_announcement_on_the_wire_does_not_stop_the_search() -> None:
     said, bad = peer(), record(f"bad {secrets.token_hex(2)}", cid="nothing")
     async with AsyncZeroconf() as mdns:

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from tests.helpers.cluster import TestNode, hello_of, make_credentials, open_node, until
-from transport import tls
+from transport import reception, tls
 from transport.connection import Connection, Role
 from transport.contracts import TensorBuffer
 from transport.errors import (
@@ -183,10 +183,12 @@ async def test_another_clusters_certificate_is_refused_by_the_acceptor() -> None
     contexts.data_client.load_verify_locations(cadata=AUTHORITY.certificate_pem.decode())
     async with open_node(STRANGER) as stranger, open_node(B) as b:
         stranger.endpoint._contexts = contexts
-        with pytest.raises(UnreachableError, match="before a word"):
-            await stranger.endpoint.dial_control(b.addresses, b.id)
-        with pytest.raises(TrustError, match="does not accept"):
-            await stranger.endpoint.dial_data(b.addresses, b.id, ignore)
+        for dial in (
+            stranger.endpoint.dial_control(b.addresses, b.id),
+            stranger.endpoint.dial_data(b.addresses, b.id, ignore),
+        ):
+            with pytest.raises(TrustError, match="does not accept"):
+                await dial
         assert not b.memory.links and not b.memory.closed
 
 
@@ -370,12 +372,54 @@ async def test_eight_handshakes_at_once_and_the_ninth_waits_its_turn() -> None:
     async with open_node(A) as a, open_node(B, deadline_s=SHORT_S) as b:
         with contextlib.ExitStack() as idle:
             for _ in range(8):
-                idle.enter_context(socket.create_connection(("127.0.0.1", b.endpoint.port)))
-            await asyncio.sleep(0.1)
+                idle.enter_context(silent_caller(b)).sendall(b"\x16")
+            await until(lambda: b.endpoint._reception._slots.locked())
             began = time.monotonic()
             link = await a.endpoint.dial_control(b.addresses, b.id)
             assert SHORT_S * 0.5 < time.monotonic() - began < LATE_S
         await link.close()
+
+
+async def test_a_crowd_that_says_nothing_keeps_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them stay longer than anybody here has patience for: only their silence tells them from a node."""
+    monkeypatch.setattr(reception, "FIRST_BYTES_S", 60.0)
+    async with open_node(A) as a, open_node(B, deadline_s=60.0) as b:
+        with contextlib.ExitStack() as crowd:
+            silent = await asyncio.to_thread(lambda: [crowd.enter_context(silent_caller(b)) for _ in range(200)])
+            link = await a.endpoint.dial_control(b.addresses, b.id)
+            (await a.endpoint.dial_data(b.addresses, b.id, ignore)).close()
+            assert await asyncio.to_thread(is_cut, silent[0]), "they make room for each other, the oldest first"
+            assert is_open(silent[-1]), "and the newest were there all the time"
+        await link.close()
+
+
+async def test_those_who_stall_do_not_add_their_deadlines_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """40 that say half a hello, 8 at once: all are gone soon after the deadline of one, not after that of five."""
+    monkeypatch.setattr(reception, "_LEAST_S", 0.1)
+
+    def time_to_all_cut(node: TestNode) -> float:
+        with contextlib.ExitStack() as crowd:
+            began = time.monotonic()
+            stalled = [crowd.enter_context(silent_caller(node)) for _ in range(40)]
+            for sock in stalled:
+                sock.sendall(b"\x16\x03\x01")
+            for sock in stalled:
+                assert is_cut(sock)
+            return time.monotonic() - began
+
+    async with open_node(B, deadline_s=2.0) as b:
+        assert await asyncio.to_thread(time_to_all_cut, b) < 5 * 2.0
+
+
+def silent_caller(node: TestNode) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", node.endpoint.port), timeout=20)
+
+
+def is_open(sock: socket.socket) -> bool:
+    sock.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        return sock.recv(1) != b""
+    return True
 
 
 # --- ends ---------------------------------------------------------------------------------------------------

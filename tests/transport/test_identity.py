@@ -7,7 +7,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from transport import identity
 from transport.errors import TrustError
@@ -130,3 +130,52 @@ def test_head_credentials_renew_from_day_30_and_hide_the_key(authority: ClusterA
     assert not credentials.renewable(NOW + 29 * DAY_S)
     assert credentials.renewable(NOW + 30 * DAY_S)
     assert "PRIVATE" not in repr(credentials) + repr(authority)
+
+
+def test_an_api_certificate_is_for_its_names_and_for_no_node(authority: ClusterAuthority) -> None:
+    node = "0" * 32
+    pem, key_pem = authority.issue_api([node, "attic.local"], ["192.168.1.7", "::1"], NOW)
+    certificate = x509.load_pem_x509_certificate(pem)
+    certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(authority.certificate_pem))
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == [node, "attic.local"]
+    assert [str(ip) for ip in names.get_values_for_type(x509.IPAddress)] == ["192.168.1.7", "::1"]
+    assert (certificate.not_valid_after_utc - datetime.fromtimestamp(NOW, UTC)).days == identity.API_LEAF_DAYS
+    assert not certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    usages = list(certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
+    assert usages == [ExtendedKeyUsageOID.SERVER_AUTH], "no link takes it from a dialler"
+    with pytest.raises(TrustError, match="does not name its own node"):
+        identity.node_id_of_certificate(identity.to_der(pem))
+    assert not identity.is_heads(identity.to_der(pem))
+    assert identity.node_id_of_key(key_pem) != node
+    assert load_pem_private_key(key_pem, None).public_key() == certificate.public_key()
+
+
+def test_only_the_heads_certificate_carries_the_mark(authority: ClusterAuthority) -> None:
+    key = identity.make_key()
+    head = authority.enrol_head("tower", key, NOW)
+    assert identity.is_heads(head.certificate_der)
+    assert not identity.is_heads(authority.issue(identity.make_request(key), NOW))
+    assert not identity.is_heads(identity.to_der(authority.certificate_pem))
+
+
+def test_a_request_cannot_ask_for_the_mark(authority: ClusterAuthority) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    node = identity.node_id_of_key(pem)
+    subject = x509.Name([x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, "head")])
+    csr = (
+        x509.CertificateSigningRequestBuilder()
+        .subject_name(subject)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(node)]), critical=False)
+        .sign(key, hashes.SHA256())
+        .public_bytes(Encoding.DER)
+    )
+    assert identity.node_id_of_request(csr) == node
+    assert not identity.is_heads(authority.issue(csr, NOW))
+
+
+def test_a_certificate_is_over_after_its_180_days(authority: ClusterAuthority) -> None:
+    own = authority.enrol_head("tower", identity.make_key(), NOW)
+    assert not own.expired(NOW + 180 * DAY_S)
+    assert own.expired(NOW + 180 * DAY_S + 1)

@@ -10,14 +10,13 @@ import ssl
 import time
 import tracemalloc
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import pytest
 
 from tests.helpers.cluster import TestNode, make_credentials, open_node, until
+from tests.helpers.tls_relay import tls_relay
 from transport import identity, pairing, tls
-from transport.dialling import open_tls
 from transport.errors import PairingError, TrustError, UnreachableError
 from transport.identity import ClusterAuthority, Credentials
 from transport.joining import pair
@@ -109,35 +108,11 @@ async def test_a_misspelt_code_costs_no_try(master: Master) -> None:
     assert await master.pair(code)
 
 
-@asynccontextmanager
-async def relay(target: Address) -> AsyncIterator[list[Address]]:
-    """Someone in the middle who ends TLS and forwards every byte of both sides."""
-    own = ClusterAuthority.create("home", time.time()).enrol_head("relay", identity.make_key(), time.time())
-    context = tls.make_contexts(own, accepts_pairing=True).control_server
-
-    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while data := await reader.read(65536):
-                writer.write(data)
-                await writer.drain()
-            writer.close()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await open_tls(target, tls.joining_context(), "", 3, 3)
-        await asyncio.gather(forward(reader, back), forward(there, writer))
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
-    try:
-        yield [Address("127.0.0.1", server.sockets[0].getsockname()[1])]
-    finally:
-        server.close()
-
-
 async def test_a_relay_that_forwards_every_message_is_refused(master: Master) -> None:
     code = master.invite()
-    async with relay(master.node.addresses[0]) as between:
+    async with tls_relay(master.node.addresses[0]) as between:
         with pytest.raises(PairingError, match="did not accept"):
-            await master.pair(code, AUTHORITY.cluster_id[:16], between)
+            await master.pair(code, AUTHORITY.cluster_id[:16], [between])
     assert master.desk.open_codes(time.time()) == 1
     assert await master.pair(code)
 

@@ -1,28 +1,25 @@
-"""Links over real sockets: plain TCP and TLS 1.3 on loopback, both ends real."""
+"""Data links over real sockets: plain TCP and TLS 1.3 on loopback, both ends real."""
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import mmap
-import queue
 import socket
 import threading
 import time
 import tracemalloc
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
-from typing import Any
 
 import pytest
 
-from tests.helpers.tls_pair import NAME, contexts, tcp_pair, tls_pair
+from tests.helpers.data_links import WAIT_S, DataLink, RawSender, Sink, SocketPair, activation, hidden
+from tests.helpers.tls_pair import tcp_pair, tls_pair
 from tests.helpers.wire_samples import ELM, OAK, STEP, hello
 from transport import data_socket, link
 from transport.codec import encode
 from transport.connection import Connection, Role
-from transport.contracts import Received, TensorBuffer
+from transport.contracts import TensorBuffer
 from transport.errors import (
     IncompatibleError,
     LinkBusyError,
@@ -33,12 +30,9 @@ from transport.errors import (
     TrustError,
 )
 from transport.framing import OPTIONAL, FrameHeader, heap_buffer
-from transport.link import TlsControlLink, TlsDataReceiver, TlsDataSender
-from transport.messages import Activation, Goodbye, Hello, Message, Ping, Step
+from transport.link import TlsDataSender
+from transport.messages import Activation, Goodbye, Ping
 from transport.types import TensorSpec
-
-SocketPair = Callable[[], tuple[socket.socket, socket.socket]]
-WAIT_S = 5.0
 
 
 @pytest.fixture(params=[tcp_pair, tls_pair], ids=["plain", "tls"])
@@ -60,58 +54,6 @@ def no_thread_is_left() -> Iterator[None]:
         time.sleep(0.01)
 
 
-class Sink:
-    """Keeps what arrives, in order, and the end."""
-
-    def __init__(self) -> None:
-        self.frames: queue.Queue[Received] = queue.Queue()
-        self.ends: queue.Queue[tuple[str, TransportError | None]] = queue.Queue()
-        self.threads: set[str] = set()
-
-    def on_frame(self, sender: str, received: Received) -> None:
-        assert sender == ELM
-        self.threads.add(threading.current_thread().name)
-        self.frames.put(received)
-
-    def on_closed(self, sender: str, error: TransportError | None) -> None:
-        self.threads.add(threading.current_thread().name)
-        self.ends.put((sender, error))
-
-    def ended(self) -> TransportError | None:
-        """The one end, once it has come."""
-        sender, error = self.ends.get(timeout=WAIT_S)
-        assert sender in (ELM, OAK)
-        time.sleep(0.02)
-        assert self.ends.empty(), "told of the end more than once"
-        return error
-
-
-class DataLink:
-    """A sender on elm, a receiver on oak."""
-
-    def __init__(self, pair: SocketPair, **receiver_options: Any) -> None:
-        self.sink, self.closed = Sink(), Sink()
-        out, into = pair()
-        self.raw_out, self.raw_into = out, into
-        with ThreadPoolExecutor(1) as pool:
-            starting = pool.submit(TlsDataReceiver.start, into, hello(OAK, "oak"), ELM, self.sink, **receiver_options)
-            self.sender = TlsDataSender.start(out, hello(ELM, "elm"), OAK, self.closed.on_closed)
-            self.receiver = starting.result()
-
-    def close(self) -> None:
-        self.sender.finish()
-        self.receiver.close()
-        assert self.raw_out.fileno() == self.raw_into.fileno() == -1
-
-
-def test_a_sender_that_is_killed_is_told_in_words_for_people() -> None:
-    """The system closes its socket for it, without TLS's goodbye."""
-    made = DataLink(tls_pair)
-    socket.socket.shutdown(made.raw_out, socket.SHUT_RDWR)
-    assert str(made.sink.ended()) == str(LinkClosedError())
-    made.close()
-
-
 @pytest.fixture
 def data_link(socket_pair: SocketPair) -> Iterator[DataLink]:
     made = DataLink(socket_pair)
@@ -119,16 +61,7 @@ def data_link(socket_pair: SocketPair) -> Iterator[DataLink]:
     made.close()
 
 
-def activation(number: int = 0) -> Activation:
-    return Activation(1, Step(0, number, ()))
-
-
-def hidden(data: bytes | bytearray | mmap.mmap, width: int = 1) -> TensorBuffer:
-    view = memoryview(data)
-    return TensorBuffer(TensorSpec("hidden_states", "int8", (len(view) // width, width), 0), view)
-
-
-# --- data: what arrives -------------------------------------------------------------------------------------
+# --- what arrives -------------------------------------------------------------------------------------
 
 
 def test_frames_arrive_whole_and_in_order(data_link: DataLink) -> None:
@@ -202,7 +135,7 @@ def test_64_mb_cross_tls_without_a_python_copy() -> None:
     made.close()
 
 
-# --- data: how it ends --------------------------------------------------------------------------------------
+# --- how it ends --------------------------------------------------------------------------------------
 
 
 def test_closing_the_sender_brings_out_what_is_queued_and_tells_both_sides(data_link: DataLink) -> None:
@@ -268,6 +201,14 @@ def test_the_queue_is_bounded_in_bytes_too_but_one_frame_always_fits(monkeypatch
     outbox.put([memoryview(b"x")])
 
 
+def test_a_sender_that_is_killed_is_told_in_words_for_people() -> None:
+    """The system closes its socket for it, without TLS's goodbye."""
+    made = DataLink(tls_pair)
+    socket.socket.shutdown(made.raw_out, socket.SHUT_RDWR)
+    assert str(made.sink.ended()) == str(LinkClosedError())
+    made.close()
+
+
 def test_a_sink_that_refuses_a_frame_ends_the_link_with_its_error(data_link: DataLink) -> None:
     def refuse(*_: object) -> None:
         raise RemoteProtocolError("a gap")
@@ -296,21 +237,7 @@ def test_what_may_not_be_sent_is_refused_where_it_is_sent(data_link: DataLink) -
         data_link.sender.send(9, 0, activation(), [])
 
 
-# --- data: a peer that misbehaves ---------------------------------------------------------------------------
-
-
-class RawSender:
-    """Speaks bytes to a receiver."""
-
-    def __init__(self, pair: SocketPair) -> None:
-        self.sink = Sink()
-        self.sock, into = pair()
-        self.sock.sendall(Connection(Role.DATA_SENDER, hello(ELM, "elm"), None).greeting())
-        self.receiver = TlsDataReceiver.start(into, hello(OAK, "oak"), ELM, self.sink)
-
-    def close(self) -> None:
-        self.sock.close()
-        self.receiver.close()
+# --- a peer that misbehaves ---------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -411,184 +338,3 @@ def test_a_greeting_in_drips_does_not_outlive_its_deadline(socket_pair: SocketPa
             TlsDataSender.start(out, hello(ELM, "elm"), OAK, Sink().on_closed, deadline_s=0.2)
         stop.set()
     into.close()
-
-
-# --- control ------------------------------------------------------------------------------------------------
-
-
-Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-
-
-@asynccontextmanager
-async def streams(tls: bool) -> AsyncIterator[tuple[Streams, Streams]]:
-    """(dialled, accepted)."""
-    server_context, client_context = contexts() if tls else (None, None)
-    accepted: asyncio.Queue[Streams] = asyncio.Queue()
-    server = await asyncio.start_server(lambda *ends: accepted.put_nowait(ends), "127.0.0.1", 0, ssl=server_context)
-    port = server.sockets[0].getsockname()[1]
-    dialled = await asyncio.open_connection(
-        "127.0.0.1", port, ssl=client_context, server_hostname=NAME if tls else None
-    )
-    other = await accepted.get()
-    try:
-        yield dialled, other
-    finally:
-        server.close()
-        for _, writer in (dialled, other):
-            writer.transport.abort()
-
-
-@pytest.fixture(params=[False, True], ids=["plain", "tls"])
-async def both(request: pytest.FixtureRequest) -> AsyncIterator[tuple[Streams, Streams]]:
-    async with streams(request.param) as pair:
-        yield pair
-
-
-@pytest.fixture
-async def links(both: tuple[Streams, Streams]) -> AsyncIterator[tuple[TlsControlLink, TlsControlLink]]:
-    """elm's end, oak's end."""
-    dialled, accepted = both
-    yield await asyncio.gather(  # type: ignore[misc]
-        TlsControlLink.start(*dialled, hello(ELM, "elm"), OAK), TlsControlLink.start(*accepted, hello(OAK, "oak"), ELM)
-    )
-
-
-Links = tuple[TlsControlLink, TlsControlLink]
-
-
-async def test_messages_cross_both_ways_in_order(links: Links) -> None:
-    elm, oak = links
-    assert (elm.hello.name, oak.hello.name) == ("oak", "elm")
-    assert elm.address.host == "127.0.0.1"
-    for number in range(200):
-        await elm.send(Ping(number))
-        await oak.send(Ping(-number + 1000))
-    assert [await oak.receive() for _ in range(200)] == [Ping(number) for number in range(200)]
-    assert [await elm.receive() for _ in range(200)] == [Ping(1000 - number) for number in range(200)]
-
-
-async def test_a_cancelled_receive_loses_nothing(links: Links) -> None:
-    elm, oak = links
-    for number in range(20):
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.001):
-                await oak.receive()
-        await elm.send(Ping(number))
-        assert await oak.receive() == Ping(number)
-
-
-async def test_goodbye_ends_with_its_reason_and_stays_ended(links: Links) -> None:
-    elm, oak = links
-    await elm.send(Ping(1))
-    await elm.close("going to sleep")
-    await elm.close()
-    assert await oak.receive() == Ping(1)
-    for _ in range(2):
-        with pytest.raises(LinkClosedError, match="going to sleep"):
-            await oak.receive()
-    with pytest.raises(LinkClosedError):
-        await oak.send(Ping(2))
-    with pytest.raises(LinkClosedError):
-        await elm.send(Ping(3))
-
-
-async def test_close_wakes_a_waiting_receive(links: Links) -> None:
-    elm, _ = links
-    waiting = asyncio.create_task(elm.receive())
-    await asyncio.sleep(0.01)
-    await elm.close()
-    with pytest.raises(LinkClosedError):
-        await waiting
-
-
-async def test_a_broken_connection_is_a_closed_link(links: Links) -> None:
-    elm, oak = links
-    elm._writer.transport.abort()
-    with pytest.raises(LinkClosedError):
-        await oak.receive()
-    with pytest.raises(LinkClosedError):
-        await elm.receive()
-    with pytest.raises(LinkClosedError):
-        await elm.send(Ping(1))
-
-
-async def test_a_side_that_reads_nothing_ends_in_a_closed_link(links: Links, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link, "SEND_DEADLINE_S", 0.1)
-    elm, _ = links
-    with pytest.raises(LinkClosedError, match="takes no more"):
-        for _ in range(200):
-            await elm.send(Goodbye("x" * 1_000_000))
-    with pytest.raises(LinkClosedError):
-        await elm.receive()
-
-
-@pytest.mark.parametrize(
-    "data",
-    [b"GET / ", encode(0, 0, hello())[0], encode(0, 0, activation())[0], bytes(64)],
-    ids=["http", "second hello", "activation", "zeros"],
-)
-async def test_garbage_is_a_protocol_error_and_ends_the_link(links: Links, data: bytes) -> None:
-    elm, oak = links
-    elm._writer.write(data)
-    for _ in range(2):
-        with pytest.raises(RemoteProtocolError):
-            await oak.receive()
-    with pytest.raises(LinkClosedError):
-        await elm.receive()
-
-
-async def test_a_message_that_stands_still_ends_the_link(links: Links, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link, "STALL_DEADLINE_S", 0.1)
-    elm, oak = links
-    elm._writer.write(encode(0, 0, Ping(1))[0][:-1])
-    with pytest.raises(LinkClosedError, match="fell silent"):
-        await oak.receive()
-
-
-async def test_optional_messages_that_are_not_known_are_passed_over(links: Links) -> None:
-    elm, oak = links
-    elm._writer.write(FrameHeader(1, 0, 4000, OPTIONAL, 0, 0, 0, 0, 0).pack())
-    await elm.send(Ping(1))
-    assert await oak.receive() == Ping(1)
-
-
-async def test_a_control_link_carries_no_activations(links: Links) -> None:
-    with pytest.raises(LocalProtocolError):
-        await links[0].send(activation())
-
-
-@pytest.mark.parametrize(
-    ("first", "error"),
-    [
-        (hello(OAK, "oak", major=2), IncompatibleError),
-        (hello(ELM, "oak"), TrustError),
-        (hello(OAK, "oak", kind="data"), RemoteProtocolError),
-        (Ping(1), RemoteProtocolError),
-        (None, LinkClosedError),
-    ],
-    ids=["major", "node", "kind", "ping", "silence"],
-)
-async def test_a_greeting_that_fails_closes_the_streams(
-    both: tuple[Streams, Streams], first: Message | None, error: type[TransportError]
-) -> None:
-    dialled, (reader, writer) = both
-    if first is not None:
-        writer.write(encode(0, 0, first)[0])
-    with pytest.raises(error):
-        await TlsControlLink.start(*dialled, hello(ELM, "elm"), OAK, deadline_s=0.2)
-    greeting = Connection(Role.CONTROL, hello(OAK, "oak"), None)
-    greeting.parser.feed(await reader.read())
-    frame = greeting.parser.next_event()
-    assert frame is not None
-    received = greeting.receive(frame)
-    assert received is not None and isinstance(received.message, Hello) and received.message.name == "elm"
-    assert reader.at_eof()
-
-
-async def test_without_a_certificate_any_node_may_come(both: tuple[Streams, Streams]) -> None:
-    dialled, accepted = both
-    elm, _ = await asyncio.gather(
-        TlsControlLink.start(*dialled, hello(ELM, "elm"), None),
-        TlsControlLink.start(*accepted, hello(OAK, "oak"), None),
-    )
-    assert elm.hello.node == OAK

@@ -10,6 +10,7 @@ import pytest
 from tests.helpers.arithmetic_engine import answer
 from tests.helpers.simulated_cluster import SimulatedCluster, node_id
 from tests.helpers.virtual_time import run
+from vramancer_cli.cluster.records import BACK_OFF_S, FAILURES
 from vramancer_cli.errors import NodeLostError, NotReadyError
 
 SMALL = 12_000
@@ -101,6 +102,32 @@ def test_a_worker_that_has_less_than_it_promised_is_planned_around() -> None:
             await cluster.ready(3)
             assert cluster.coordinator.state.epoch > 1
             assert await cluster.ask([9], 10) == answer([9], 10)
+
+    run(scene())
+
+
+def test_a_worker_that_dies_of_every_load_is_left_alone_for_a_while() -> None:
+    async def loading(cluster: SimulatedCluster) -> None:
+        async with asyncio.timeout(30):
+            while True:
+                record = cluster.coordinator.state.nodes.get(node_id(1))
+                if record is not None and record.stage is not None and record.stage.status == "loading":
+                    return
+                await asyncio.sleep(0.01)
+
+    async def scene() -> None:
+        async with SimulatedCluster(WHOLE, work_s=0.5) as cluster:
+            for _ in range(FAILURES):
+                cluster.join(1, WHOLE)
+                await loading(cluster)
+                await cluster.kill(1)
+            cluster.join(1, WHOLE)
+            await cluster.ready(1)
+            await asyncio.sleep(BACK_OFF_S - 60)
+            assert cluster.coordinator.state.nodes[node_id(1)].alive
+            assert len(cluster.plan.stages) == 1, "it was planned with again"
+            assert await cluster.ask([4], 10) == answer([4], 10)
+            await cluster.ready(2, deadline_s=120)
 
     run(scene())
 

@@ -5,9 +5,12 @@ Pure: `now` is an argument; never sockets, clocks, torch.
 
 from __future__ import annotations
 
+import math
+
 from transport.messages import StagePlan
 from transport.types import NodeId
 from vramancer_cli.cluster.reconcile import planning_due_at
+from vramancer_cli.cluster.records import NodeRecord
 from vramancer_cli.cluster.state import State, candidates, mismatch
 from vramancer_cli.cluster.status import ClusterStatus, NodeState, NodeStatus, ServiceState
 
@@ -60,7 +63,7 @@ def service_state(state: State) -> tuple[ServiceState, str]:
         return "loading", f"Planning again: {state.broken.reason.rstrip('.')}."
     if state.failure is not None:
         service: ServiceState = "waiting" if state.failure.missing_bytes > 0 else "failed"
-        return service, " ".join([state.failure.reason, *_refusals(state)])
+        return service, " ".join([state.failure.reason, *_refusals(state), *_resting(state)])
     if state.model is None:
         return "waiting", "No model has been chosen yet."
     return "waiting", "Waiting a moment for other machines before the layers are placed."
@@ -70,6 +73,16 @@ def _refusals(state: State) -> list[str]:
     """What nodes said who could hold more, as they saw it: without it, the missing memory would be half the truth."""
     refused = (record for record in state.nodes.values() if record.alive and record.note)
     return [f"'{record.facts.name}' refused its layers: {record.note}" for record in refused]
+
+
+def _resting(state: State) -> list[str]:
+    resting = (record for record in state.nodes.values() if record.alive and record.resting)
+    return [f"'{record.facts.name}' is not used for a while: {_failures(record)}." for record in resting]
+
+
+def _failures(record: NodeRecord) -> str:
+    trouble = record.trouble
+    return f"it failed {len(trouble.times)} times, the last time with: {trouble.reason.rstrip('.')}"
 
 
 def _loading_reason(state: State) -> str:
@@ -123,7 +136,7 @@ def _node_state(state: State, node: NodeId) -> NodeState:
     record, plan = state.nodes[node], state.active_plan
     if not record.alive:
         return "lost"
-    if mismatch(state, record) is not None:
+    if record.resting or mismatch(state, record) is not None:
         return "spare"
     if plan is None or state.broken is not None or node not in plan.reasons:
         return "joined"
@@ -141,6 +154,9 @@ def _why(state: State, node: NodeId, now: float) -> str:
     different = mismatch(state, record)
     if different is not None:
         return f"not used: {different}"
+    if record.trouble.resting_until is not None:
+        left_min = math.ceil(max(0.0, record.trouble.resting_until - now) / 60)
+        return f"not used for another {left_min} min: {_failures(record)}"
     if plan is not None and node in plan.reasons:
         refused = f"; it refused before: {record.note}" if record.note else ""
         return plan.reasons[node] + refused

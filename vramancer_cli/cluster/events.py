@@ -42,11 +42,22 @@ class NodeHeard:
 
 @dataclass(frozen=True, slots=True)
 class NodeLost:
-    """A node's link ended, or it fell silent. The head is never lost to itself."""
+    """A node's link ended, or it fell silent. The head is never lost to itself.
+
+    `failed`: its stage could not go on, by its own word. A node lost while it loads has failed in any case.
+    """
 
     node: NodeId
     reason: str
     at: float
+    failed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRested:
+    """The time is over for which plans were made without a node whose stages kept failing."""
+
+    node: NodeId
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +83,7 @@ class Assigned:
 
     node: NodeId
     epoch: int
+    at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +94,7 @@ class StageLoading:
     epoch: int
     loaded_bytes: int
     total_bytes: int
+    at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +161,7 @@ Event = (
     | NodeJoined
     | NodeHeard
     | NodeLost
+    | NodeRested
     | Planned
     | PlanFailed
     | Assigned

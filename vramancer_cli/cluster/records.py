@@ -1,4 +1,4 @@
-"""What a state is made of: the record of a node and its stage, why a plan broke, why there is none.
+"""What a state is made of: the record of a node, its stage and its trouble, why a plan broke, why there is none.
 
 Values only. Never sockets, clocks, torch.
 """
@@ -6,7 +6,7 @@ Values only. Never sockets, clocks, torch.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 from transport.messages import NodeLoad
 from transport.types import NodeFacts, NodeId
@@ -15,13 +15,34 @@ Candidate = tuple[NodeId, int]
 """A node that may be planned with, and the limit in bytes that counts for it."""
 
 
+FAILURES: Final = 3
+FAILURE_WINDOW_S: Final = 600.0
+BACK_OFF_S: Final = 300.0
+"""So many failures within the window, and a node is planned without for so long; then it is tried once more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """When a node's stages failed lately, and why the last one did; `resting_until` while it is planned without."""
+
+    times: tuple[float, ...] = ()
+    reason: str = ""
+    resting_until: float | None = None
+
+    def after(self, at: float, reason: str) -> Trouble:
+        """With one failure more."""
+        times = (*(earlier for earlier in self.times if at - earlier < FAILURE_WINDOW_S), at)[-FAILURES:]
+        return Trouble(times, reason, at + BACK_OFF_S if len(times) == FAILURES else None)
+
+
 @dataclass(frozen=True, slots=True)
 class StageRecord:
-    """What a node holds or loads. `loaded_fraction` is 0 to 1."""
+    """What a node holds or loads. `loaded_fraction` is 0 to 1; `moved_at`: when it was assigned or last got further."""
 
     epoch: int
     status: Literal["loading", "ready", "refused"] = "loading"
     loaded_fraction: float = 0.0
+    moved_at: float = 0.0
     direct: bool = False
 
 
@@ -39,6 +60,12 @@ class NodeRecord:
     round_trip_s: float | None = None
     stage: StageRecord | None = None
     note: str = ""
+    trouble: Trouble = field(default_factory=Trouble)
+
+    @property
+    def resting(self) -> bool:
+        """Whether its stages failed so often that plans are made without it for a while."""
+        return self.trouble.resting_until is not None
 
     @property
     def alive(self) -> bool:

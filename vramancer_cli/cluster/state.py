@@ -13,7 +13,7 @@ from typing import assert_never
 from transport.messages import Plan
 from transport.types import NodeId
 from vramancer_cli.cluster import events
-from vramancer_cli.cluster.records import Candidate, Failure, NodeRecord, PlanBreak, StageRecord
+from vramancer_cli.cluster.records import Candidate, Failure, NodeRecord, PlanBreak, StageRecord, Trouble
 from vramancer_cli.models.facts import ModelFacts
 from vramancer_cli.planning.facts import PlanSettings
 from vramancer_cli.planning.plan import held_bytes, same_deployment, with_reasons
@@ -67,7 +67,8 @@ def mismatch(state: State, record: NodeRecord) -> str | None:
 
 def candidates(state: State) -> dict[NodeId, NodeRecord]:
     """The nodes that a plan made now may use."""
-    return {node: record for node, record in state.nodes.items() if record.alive and mismatch(state, record) is None}
+    present = ((node, record) for node, record in state.nodes.items() if record.alive and not record.resting)
+    return {node: record for node, record in present if mismatch(state, record) is None}
 
 
 def considering(state: State) -> frozenset[Candidate]:
@@ -86,12 +87,14 @@ def apply(state: State, event: events.Event) -> State:
             return _heard(state, event)
         case events.NodeLost():
             return _lost(state, event)
+        case events.NodeRested():
+            return _rested(state, event.node)
         case events.Planned():
             return _planned(state, event.plan)
         case events.PlanFailed():
             return _plan_failed(state, Failure(event.reason, event.missing_bytes))
         case events.Assigned():
-            return _assigned(state, event.node, event.epoch)
+            return _assigned(state, event)
         case events.StageLoading() | events.StageBecameReady():
             return _stage_progressed(state, event)
         case events.StageRefused():
@@ -123,7 +126,10 @@ def _model_chosen(state: State, event: events.ModelChosen) -> State:
 def _joined(state: State, event: events.NodeJoined) -> State:
     node, head = event.facts.node_id, state.head
     is_head = event.is_head and (head is None or head.facts.node_id == node)
-    record = NodeRecord(event.facts, is_head, event.at, event.at, max(0, event.facts.limit_bytes))
+    before = state.nodes.get(node)
+    trouble = before.trouble if before is not None else Trouble()
+    limit_bytes = max(0, event.facts.limit_bytes)
+    record = NodeRecord(event.facts, is_head, event.at, event.at, limit_bytes, trouble=trouble)
     if _in_plan(state, node):
         state = _break(state, PlanBreak(f"'{event.facts.name}' started again", node))
     last_join_at = max(state.last_join_at, event.at)
@@ -143,11 +149,21 @@ def _lost(state: State, event: events.NodeLost) -> State:
     record = state.nodes.get(event.node)
     if record is None or record.is_head or not record.alive:
         return state
-    lost = replace(record, status="lost", stage=None, note=event.reason, last_heard=max(record.last_heard, event.at))
-    state = _with(state, lost)
+    failed = event.failed or (record.stage is not None and record.stage.status == "loading")
+    trouble = record.trouble.after(event.at, event.reason) if failed else record.trouble
+    lost = replace(record, status="lost", stage=None, note=event.reason, trouble=trouble)
+    state = _with(state, replace(lost, last_heard=max(record.last_heard, event.at)))
     if not _in_plan(state, event.node):
         return state
     return _break(state, PlanBreak(f"'{record.facts.name}' was lost: {event.reason}", event.node))
+
+
+def _rested(state: State, node: NodeId) -> State:
+    """What failed before still counts: if it fails once more, it rests again."""
+    record = state.nodes.get(node)
+    if record is None or not record.resting:
+        return state
+    return _with(state, replace(record, trouble=replace(record.trouble, resting_until=None)))
 
 
 # --- plans ----------------------------------------------------------------------------------------------------------
@@ -188,13 +204,13 @@ def _in_plan(state: State, node: NodeId) -> bool:
 # --- stages ---------------------------------------------------------------------------------------------------------
 
 
-def _assigned(state: State, node: NodeId, epoch: int) -> State:
-    record = state.nodes.get(node)
-    if record is None or not record.alive or epoch > state.epoch:
+def _assigned(state: State, event: events.Assigned) -> State:
+    record = state.nodes.get(event.node)
+    if record is None or not record.alive or event.epoch > state.epoch:
         return state
-    if record.stage is not None and record.stage.epoch >= epoch:
+    if record.stage is not None and record.stage.epoch >= event.epoch:
         return state
-    return _with(state, replace(record, stage=StageRecord(epoch)))
+    return _with(state, replace(record, stage=StageRecord(event.epoch, moved_at=event.at)))
 
 
 def _stage_progressed(state: State, event: events.StageLoading | events.StageBecameReady) -> State:
@@ -203,7 +219,8 @@ def _stage_progressed(state: State, event: events.StageLoading | events.StageBec
         return state
     if isinstance(event, events.StageLoading):
         fraction = min(1.0, max(0, event.loaded_bytes) / max(1, event.total_bytes))
-        stage = replace(record.stage, loaded_fraction=fraction)
+        moved_at = event.at if fraction > record.stage.loaded_fraction else record.stage.moved_at
+        stage = replace(record.stage, loaded_fraction=fraction, moved_at=moved_at)
     else:
         stage = replace(record.stage, status="ready", loaded_fraction=1.0, direct=event.direct)
     return _with(state, replace(record, stage=stage))
@@ -270,40 +287,3 @@ def _serving_stopped(state: State, event: events.ServingStopped) -> State:
 
 def _with(state: State, record: NodeRecord) -> State:
     return replace(state, nodes={**state.nodes, record.facts.node_id: record})
-
-
-# --- invariants -----------------------------------------------------------------------------------------------------
-
-
-def validate(state: State) -> None:
-    """Raises AssertionError where a state contradicts itself. For tests."""
-    _validate_nodes(state)
-    _validate_plan(state)
-    assert state.running >= 0
-    assert state.waiting >= 0
-    assert state.serving_epoch is None or 0 < state.serving_epoch <= state.epoch
-
-
-def _validate_nodes(state: State) -> None:
-    assert sum(record.is_head for record in state.nodes.values()) <= 1, "two heads"
-    for node, record in state.nodes.items():
-        assert record.facts.node_id == node
-        assert 0 <= record.limit_bytes <= max(0, record.facts.limit_bytes)
-        assert record.last_heard >= record.joined_at
-        assert record.alive or (record.stage is None and not record.is_head), "a lost node holds something"
-        assert record.stage is None or 0 < record.stage.epoch <= state.epoch
-        assert record.stage is None or 0.0 <= record.stage.loaded_fraction <= 1.0
-
-
-def _validate_plan(state: State) -> None:
-    plan = state.active_plan
-    assert state.broken is None or plan is not None, "a break without a plan"
-    if plan is None:
-        return
-    assert state.model is not None
-    assert plan.epoch <= state.epoch
-    assert state.failure is None, "a plan and a failure"
-    if state.broken is None:
-        assert plan.model == state.model.ref
-        assert all(node in candidates(state) for node in held_bytes(plan)), "a plan with a node that is gone"
-        assert state.considered is not None

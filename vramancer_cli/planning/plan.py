@@ -1,4 +1,4 @@
-"""What can be said of a Plan: whether it is sound, what moves between two, whether two are the same work.
+"""What can be said of a Plan: whether it is sound, what it puts where, whether two are the same work.
 
 `Plan` itself is a value of the wire (transport.messages). Pure; never torch, sockets, clocks.
 """
@@ -6,52 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import msgspec
 
 from transport.messages import Plan
-from transport.types import LayerRange, NodeId
+from transport.types import NodeId
 from vramancer_cli.models.facts import ModelFacts
 from vramancer_cli.planning.memory import stage_workspace_bytes
-
-Ranges = tuple[LayerRange, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class StageChange:
-    """What one node keeps, loads and drops, as non-empty layer ranges."""
-
-    kept: Ranges
-    loaded: Ranges
-    dropped: Ranges
-
-
-def diff(old: Plan | None, new: Plan) -> dict[NodeId, StageChange]:
-    """Per node of either plan, what moves. Another model or dtype keeps nothing."""
-    same_weights = old is not None and (old.model.digest, old.dtype) == (new.model.digest, new.dtype)
-    before = {stage.node: stage.layers for stage in old.stages} if old is not None else {}
-    after = {stage.node: stage.layers for stage in new.stages}
-    nothing = LayerRange(0, 0)
-    return {
-        node: _change(before.get(node, nothing), after.get(node, nothing), same_weights)
-        for node in dict.fromkeys((*after, *before))
-    }
-
-
-def _change(old: LayerRange, new: LayerRange, same_weights: bool) -> StageChange:
-    kept = LayerRange(max(old.start, new.start), min(old.end, new.end))
-    if not same_weights or kept.start >= kept.end:
-        return StageChange(kept=(), loaded=_without_empty(new), dropped=_without_empty(old))
-    return StageChange(kept=(kept,), loaded=_around(new, kept), dropped=_around(old, kept))
-
-
-def _around(outer: LayerRange, inner: LayerRange) -> Ranges:
-    return _without_empty(LayerRange(outer.start, inner.start), LayerRange(inner.end, outer.end))
-
-
-def _without_empty(*ranges: LayerRange) -> Ranges:
-    return tuple(r for r in ranges if len(r))
 
 
 def same_deployment(old: Plan, new: Plan) -> bool:

@@ -21,7 +21,7 @@ from transport.messages import Step
 from vramancer_cli.errors import InvalidRequestError, VramancerError
 from vramancer_cli.models.sampling import Draw, Sampling
 from vramancer_cli.scheduling.block_pool import IntegrityError
-from vramancer_cli.scheduling.roster import Roster, by_arrival
+from vramancer_cli.scheduling.roster import Roster
 from vramancer_cli.scheduling.sequence import FinishReason, Sequence
 
 PREFILL_SHARE = 4
@@ -119,10 +119,6 @@ class Scheduler:
         """From schedule to commit, of the step that was committed last; 0 before the first."""
         return self._last_step_s
 
-    def oldest_wait_s(self, now: float) -> float:
-        """How long ago the first in the queue came; 0 when nobody waits."""
-        return now - self._roster.waiting[0].added_s if self.waiting else 0.0
-
     def add(
         self,
         sequence_id: int,
@@ -130,14 +126,13 @@ class Scheduler:
         sampling: Sampling,
         max_tokens: int,
         stop_token_ids: frozenset[int],
-        now: float,
     ) -> None:
         """Queue a request. Raises InvalidRequestError, QueueFullError; ValueError for an id that is in use."""
         if self._roster.find(sequence_id) is not None:
             raise ValueError(f"Sequence {sequence_id} is here already.")
         self._check_size(prompt, max_tokens)
         arrival = self._next_arrival
-        self._roster.queue(Sequence(sequence_id, prompt, sampling, max_tokens, stop_token_ids, arrival, added_s=now))
+        self._roster.queue(Sequence(sequence_id, prompt, sampling, max_tokens, stop_token_ids, arrival))
         self._next_arrival += 1
 
     def abort(self, sequence_id: int) -> None:
@@ -150,15 +145,6 @@ class Scheduler:
         sequence = self._roster.find(sequence_id)
         if sequence is not None:
             self._roster.remove(sequence)
-
-    def fail_all(self) -> tuple[int, ...]:
-        """The pipeline is lost: forget everything, and return the ids of all sequences, oldest first."""
-        lost = sorted((*self._roster.running.values(), *self._roster.waiting), key=by_arrival)
-        for sequence in lost:
-            self._roster.remove(sequence)
-        self._in_flight.clear()
-        self._roster.take_ended()  # the stages that would hear of it are gone with their epoch
-        return tuple(sequence.id for sequence in lost)
 
     def schedule(self, now: float) -> Scheduled | None:
         """The next step, or None while there is nothing to start.

@@ -29,7 +29,6 @@ class Sequence:
     max_tokens: int
     stop_token_ids: frozenset[int]
     arrival: int
-    added_s: float
     generated: list[int] = field(default_factory=list[int])
     blocks: list[int] = field(default_factory=list[int])
     announced_blocks: int = 0

@@ -8,6 +8,7 @@ from transport.messages import NodeLoad
 from transport.types import Versions
 from vramancer_cli.cluster import events
 from vramancer_cli.cluster.board import cluster_status
+from vramancer_cli.cluster.records import BACK_OFF_S, FAILURES
 from vramancer_cli.cluster.status import ClusterStatus, NodeStatus
 
 FACTS = model_facts(layers=(MIB,) * 8, ends=MIB)
@@ -61,7 +62,7 @@ def test_while_it_loads() -> None:
     bench.wait(1.0)
     bench.reconcile()
     bench.answer(HEAD)
-    bench.note(events.StageLoading(ONE, 1, 1, 4))
+    bench.note(events.StageLoading(ONE, 1, 1, 4, 1.0))
     status = board(bench)
     assert status.state == "loading"
     assert status.reason.startswith("Loading the model: 1 of 2 nodes are ready, ")
@@ -145,3 +146,18 @@ def test_a_newcomer_while_busy_a_refusal_and_other_versions() -> None:
     bench.run_until_quiet()
     assert node(bench, ONE).state == "spare"
     assert node(bench, ONE).why.endswith("; it refused before: not enough memory")
+
+
+def test_a_node_that_keeps_failing_is_named_with_the_time_that_is_left() -> None:
+    bench = bench_of(30, 30)
+    for _ in range(FAILURES):
+        bench.note(events.NodeLost(ONE, "the process ended.", bench.now, failed=True))
+        bench.join_number(1, 30 * MIB)
+    bench.run_until_quiet()
+    assert node(bench, ONE).state == "spare"
+    bench.wait(BACK_OFF_S - 90.0)
+    assert node(bench, ONE).why.startswith("not used for another 2 min: it failed 3 times, ")
+    assert node(bench, ONE).why.endswith(" the last time with: the process ended")
+    status = board(bench)
+    assert status.state == "waiting", "the head alone has too little memory"
+    assert "'node-1' is not used for a while: it failed 3 times" in status.reason

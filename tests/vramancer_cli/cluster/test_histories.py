@@ -19,6 +19,7 @@ from transport.types import Versions
 from vramancer_cli.cluster import events, membership
 from vramancer_cli.cluster.board import cluster_status
 from vramancer_cli.cluster.reconcile import Reconciliation, next_actions
+from vramancer_cli.cluster.records import BACK_OFF_S
 from vramancer_cli.cluster.state import considering
 from vramancer_cli.errors import DoesNotFitError
 from vramancer_cli.planning.facts import NodeCapacity
@@ -48,6 +49,7 @@ class History:
         happenings = (
             self.join, self.lose, self.answer, self.answer, self.answer, self.wait, self.wait, self.reconcile,
             self.reconcile, self.reconcile, self.rest, self.busy, self.late_message, self.choose, self.serving_breaks,
+            self.back_off,
         )  # fmt: skip
         for _ in range(STEPS):
             self.rng.choice(happenings)()
@@ -70,6 +72,14 @@ class History:
         for node in self.bench.workers:
             self.bench.note(events.NodeHeard(node, self.bench.now, NodeLoad(1, 2, 3), 0.001))
         assert membership.silent(self.bench.state, self.bench.now, 1.0) == ()
+
+    def back_off(self) -> None:
+        """Long enough for all who rest to be tried again."""
+        self.bench.wait(BACK_OFF_S)
+        self.wait()
+        for event in membership.rested(self.bench.state, self.bench.now):
+            self.bench.note(event)
+        assert not any(record.resting for record in self.bench.state.nodes.values())
 
     def reconcile(self) -> None:
         self.bench.reconcile()
@@ -95,7 +105,7 @@ class History:
         node, epoch = node_id(self.rng.randint(1, 4)), self.rng.randint(0, self.bench.state.epoch + 1)
         worker = self.bench.workers.get(node)
         if worker is None or worker.loading is None or worker.loading.epoch != epoch:
-            self.bench.note(events.StageLoading(node, epoch, 1, 2))
+            self.bench.note(events.StageLoading(node, epoch, 1, 2, self.bench.now))
             self.bench.note(events.StageBecameReady(node, epoch, direct=False))
 
     def choose(self) -> None:

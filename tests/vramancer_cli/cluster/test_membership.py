@@ -1,12 +1,13 @@
-"""Silence, by the clock that is given."""
+"""Silence, loads that stand still, and the end of a rest, by the clock that is given."""
 
 from __future__ import annotations
 
 from tests.helpers.cluster_bench import ClusterBench
-from tests.helpers.planning_values import MIB, node_id
+from tests.helpers.planning_values import HEAD, MIB, model_facts, node_id, settings
 from transport.messages import NodeLoad
 from vramancer_cli.cluster import events
-from vramancer_cli.cluster.membership import silent
+from vramancer_cli.cluster.membership import FETCHING_S, LOADING_S, rested, silent, stuck
+from vramancer_cli.cluster.records import BACK_OFF_S, FAILURES
 
 
 def bench_of_three() -> ClusterBench:
@@ -37,3 +38,39 @@ def test_a_node_that_joins_again_counts_from_then() -> None:
     bench.wait(100.0)
     bench.join_number(1, MIB)
     assert [lost.node for lost in silent(bench.state, bench.now + 1.0, 1.0)] == [node_id(2)]
+
+
+def loading_bench() -> ClusterBench:
+    """Three nodes that load; the plan was made at 101."""
+    bench = ClusterBench()
+    bench.choose(model_facts(layers=(MIB,) * 8, ends=MIB), settings())
+    for number in range(3):
+        bench.join_number(number, 20 * MIB)
+    bench.wait(1.0)
+    bench.reconcile()
+    return bench
+
+
+def test_a_load_that_gets_no_further_is_lost_but_a_checkpoint_may_take_long_to_come() -> None:
+    bench = loading_bench()
+    one, two = node_id(1), node_id(2)
+    bench.answer(two)
+    assert stuck(bench.state, 101.0 + FETCHING_S) == ()
+    assert [lost.node for lost in stuck(bench.state, 101.1 + FETCHING_S)] == [one], "not the head, not who is ready"
+    bench.note(events.StageLoading(one, 1, 1, 4, 500.0))
+    bench.note(events.StageLoading(one, 1, 1, 4, 900.0))  # no further
+    assert stuck(bench.state, 500.0 + LOADING_S) == ()
+    [lost] = stuck(bench.state, 500.1 + LOADING_S)
+    assert (lost.node, lost.reason) == (one, "its load got no further for 10 min")
+    assert bench.state.nodes[HEAD].stage is not None
+
+
+def test_a_rest_ends_when_its_time_is_over() -> None:
+    bench = loading_bench()
+    for _ in range(FAILURES):
+        bench.note(events.NodeLost(node_id(1), "a crash", 200.0, failed=True))
+        bench.join_number(1, 20 * MIB)
+    assert rested(bench.state, 199.9 + BACK_OFF_S) == ()
+    assert rested(bench.state, 200.0 + BACK_OFF_S) == (events.NodeRested(node_id(1)),)
+    bench.note(events.NodeRested(node_id(1)))
+    assert rested(bench.state, 201.0 + BACK_OFF_S) == ()

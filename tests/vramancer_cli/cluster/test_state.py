@@ -7,12 +7,13 @@ from dataclasses import replace
 import pytest
 
 from tests.helpers.cluster_bench import ClusterBench
+from tests.helpers.cluster_invariants import validate
 from tests.helpers.planning_values import HEAD, MIB, model_facts, node_facts, node_id, settings
 from transport.messages import NodeLoad
 from transport.types import Versions
 from vramancer_cli.cluster import events
-from vramancer_cli.cluster.records import StageRecord
-from vramancer_cli.cluster.state import State, apply, candidates, considering, mismatch, validate
+from vramancer_cli.cluster.records import BACK_OFF_S, FAILURE_WINDOW_S, FAILURES, StageRecord
+from vramancer_cli.cluster.state import State, apply, candidates, considering, mismatch
 from vramancer_cli.planning.plan import held_bytes
 
 FACTS = model_facts(layers=(MIB,) * 8, ends=MIB)
@@ -87,38 +88,74 @@ def test_the_head_and_strangers_are_never_lost_and_the_lost_are_not_heard() -> N
         events.NodeHeard(ONE, 301.0, NodeLoad(0, 0, 0), 0.1),
         events.NodeLost(ONE, "again", 302.0),
         events.StageBecameReady(ONE, 1, True),
-        events.Assigned(ONE, 1),
+        events.Assigned(ONE, 1, 1.0),
         events.Released(ONE, 1),
     ):
         assert apply(bench.state, late) is bench.state
+
+
+def test_a_node_that_keeps_failing_rests_and_is_tried_again() -> None:
+    bench = planned_bench()
+    for times in range(1, FAILURES + 1):
+        assert ONE in candidates(bench.state)
+        bench.note(events.NodeLost(ONE, "a crash", 100.0 * times, failed=True))
+        bench.join_number(1, 30 * MIB)
+    rested = events.NodeRested(ONE)
+    trouble = bench.state.nodes[ONE].trouble
+    assert (trouble.reason, trouble.resting_until) == ("a crash", 100.0 * FAILURES + BACK_OFF_S)
+    assert ONE not in candidates(bench.state)
+    assert apply(bench.state, events.NodeRested(TWO)) is bench.state
+    bench.note(rested)
+    assert ONE in candidates(bench.state)
+    bench.note(events.NodeLost(ONE, "the next", 100.0 * FAILURES + BACK_OFF_S + 1, failed=True))
+    bench.join_number(1, 30 * MIB)
+    assert ONE not in candidates(bench.state), "one more within the window is enough"
+
+
+def test_failures_long_ago_do_not_count() -> None:
+    bench = planned_bench()
+    for at in (0.0, 1.0, FAILURE_WINDOW_S + 1.5):
+        bench.note(events.NodeLost(ONE, "a crash", at, failed=True))
+        bench.join_number(1, 30 * MIB)
+    assert ONE in candidates(bench.state)
+
+
+def test_a_node_lost_while_loading_has_failed_and_one_lost_while_ready_has_not() -> None:
+    loading, ready = planned_bench(), serving_bench()
+    for bench, times in ((loading, 1), (ready, 0)):
+        bench.note(events.NodeLost(ONE, "gone", 300.0))
+        assert len(bench.state.nodes[ONE].trouble.times) == times
 
 
 def test_stage_events_of_another_epoch_change_nothing() -> None:
     bench = planned_bench()
     for epoch in (0, 2):
         for event in (
-            events.StageLoading(ONE, epoch, 1, 2),
+            events.StageLoading(ONE, epoch, 1, 2, 1.0),
             events.StageBecameReady(ONE, epoch, True),
             events.StageRefused(ONE, epoch, 2, 1, "no"),
             events.ServingStopped(epoch, "no"),
             events.ServingBroke(epoch, "no"),
         ):
             assert apply(bench.state, event) is bench.state
-    assert apply(bench.state, events.Assigned(ONE, 2)) is bench.state
+    assert apply(bench.state, events.Assigned(ONE, 2, 1.0)) is bench.state
     assert apply(bench.state, events.Released(ONE, 0)) is bench.state
 
 
 def test_loading_and_ready() -> None:
     bench = planned_bench()
-    bench.note(events.StageLoading(ONE, 1, 1, 4))
-    assert bench.state.nodes[ONE].stage == StageRecord(1, "loading", 0.25)
-    bench.note(events.StageLoading(ONE, 1, 9, 0))  # nonsense from outside stays a fraction
-    assert bench.state.nodes[ONE].stage == StageRecord(1, "loading", 1.0)
+    bench.note(events.StageLoading(ONE, 1, 1, 4, 1.0))
+    assert bench.state.nodes[ONE].stage == StageRecord(1, "loading", 0.25, moved_at=1.0)
+    bench.note(events.StageLoading(ONE, 1, 9, 0, 2.0))  # nonsense from outside stays a fraction
+    assert bench.state.nodes[ONE].stage == StageRecord(1, "loading", 1.0, moved_at=2.0)
+    bench.note(events.StageLoading(ONE, 1, 1, 4, 3.0))
+    stage = bench.state.nodes[ONE].stage
+    assert stage is not None and stage.moved_at == 2.0, "it got no further"
     assert not bench.state.stage_ready(ONE)
     bench.note(events.StageBecameReady(ONE, 1, direct=False))
-    assert bench.state.nodes[ONE].stage == StageRecord(1, "ready", 1.0, False)
+    assert bench.state.nodes[ONE].stage == StageRecord(1, "ready", 1.0, moved_at=2.0)
     assert bench.state.stage_ready(ONE)
-    assert apply(bench.state, events.StageLoading(ONE, 1, 1, 4)) is bench.state
+    assert apply(bench.state, events.StageLoading(ONE, 1, 1, 4, 1.0)) is bench.state
 
 
 @pytest.mark.parametrize(

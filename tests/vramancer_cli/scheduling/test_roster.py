@@ -17,7 +17,7 @@ def roster(block_count: int = 6, max_running: int = 4, max_waiting: int = 4) -> 
 
 def queued(roster: Roster, arrival: int, prompt_tokens: int) -> Sequence:
     prompt = tuple(range(prompt_tokens))
-    sequence = Sequence(100 + arrival, prompt, Sampling(), 8, frozenset(), arrival, added_s=0.0)
+    sequence = Sequence(100 + arrival, prompt, Sampling(), 8, frozenset(), arrival)
     roster.queue(sequence)
     return sequence
 

@@ -12,7 +12,7 @@ SAMPLING = Sampling(temperature=0.5, seed=9)
 
 
 def sequence(prompt: tuple[int, ...] = (1, 2, 3, 4, 5), **changes: object) -> Sequence:
-    values: dict[str, object] = {"max_tokens": 3, "stop_token_ids": frozenset({99}), "arrival": 0, "added_s": 0.0}
+    values: dict[str, object] = {"max_tokens": 3, "stop_token_ids": frozenset({99}), "arrival": 0}
     return Sequence(7, prompt, SAMPLING, **{**values, **changes})  # type: ignore[arg-type]
 
 

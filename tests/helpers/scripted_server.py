@@ -11,10 +11,12 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from transport.tokens import Token
 from vramancer_cli.cluster.status import ClusterStatus, NodeStatus
 from vramancer_cli.errors import UsageError
-from vramancer_cli.runtime.contracts import Deployment, Generated, GenerationRequest, Invitation
+from vramancer_cli.runtime.contracts import Deployment, Generated, GenerationRequest, Invitation, JoinToken
 from vramancer_cli.serving.app import ApiServer, create_app
+from vramancer_cli.serving.https import ApiCertificate
 from vramancer_cli.serving.settings import ServerSettings
 from vramancer_cli.serving.text import TextTools
 
@@ -24,6 +26,7 @@ TEMPLATE = (
     "{{ raise_exception('system comes first') }}{% endif %}"
     "<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+TOKEN = str(Token(bytes(range(32)), bytes(16)))
 SPECIAL = ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
 
 
@@ -187,6 +190,7 @@ class FixedAdmin:
     current: ClusterStatus = field(default_factory=cluster_status)
     head: bool = True
     fresh_asked: int = 0
+    removed: list[str] = field(default_factory=list)
 
     async def status(self, *, fresh: bool = False) -> ClusterStatus:
         if fresh:
@@ -200,6 +204,18 @@ class FixedAdmin:
             raise UsageError("Only the head of the cluster can invite.")
         return Invitation("4-otter-maple-drum", 600.0)
 
+    async def make_token(self, *, reusable: bool, hours: float) -> JoinToken:
+        if not self.head:
+            raise UsageError("Only the head of the cluster can invite.")
+        return JoinToken(TOKEN, "1a2b3c4d", hours * 3600, reusable)
+
+    async def remove(self, node: str) -> str:
+        found = next((known for known in self.current.nodes if node in (known.name, known.id)), None)
+        if not self.head or found is None:
+            raise UsageError(f"No node is called '{node}'.")
+        self.removed.append(found.id)
+        return found.id
+
 
 @asynccontextmanager
 async def serving(
@@ -207,10 +223,11 @@ async def serving(
     admin: FixedAdmin | None = None,
     settings: ServerSettings | None = None,
     host: str = "127.0.0.1",
+    certificate: ApiCertificate | None = None,
 ) -> AsyncIterator[ApiServer]:
-    """The server on a free port, closed at the end."""
+    """The server on a free port, closed at the end; with a certificate it takes HTTPS too."""
     app = create_app(ListedRegistry(deployments), admin or FixedAdmin(), settings or ServerSettings(close_s=0.2))
-    server = await ApiServer.start(app, host, 0)
+    server = await ApiServer.start(app, host, 0, certificate)
     try:
         yield server
     finally:

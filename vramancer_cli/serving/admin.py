@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Final
+import json
+from typing import Final, cast
 
 from aiohttp import web
 
 from vramancer_cli.errors import UsageError
+from vramancer_cli.serving.body import read_body
 from vramancer_cli.serving.connection import json_response
 from vramancer_cli.serving.context import ADMIN
 from vramancer_cli.serving.faults import RETRY_NOT_READY_S, Fault, RefusedError, unavailable
 
+TOKEN_HOURS: Final = 24
 TRUE: Final = frozenset({"1", "true", "yes"})
 
 
@@ -47,3 +50,38 @@ async def invites(request: web.Request) -> web.Response:
     except UsageError as error:
         raise RefusedError(Fault(409, f"{error} {error.hint}".strip(), code="not_the_head")) from error
     return json_response({"code": invitation.code, "valid_s": invitation.valid_s}, status=201)
+
+
+async def tokens(request: web.Request) -> web.Response:
+    """A new join token; `reusable` and `hours` in the body. It is told here, once, and kept nowhere."""
+    asked = await _object(request)
+    reusable, hours = asked.get("reusable", False), asked.get("hours", TOKEN_HOURS)
+    if not isinstance(reusable, bool) or isinstance(hours, bool) or not isinstance(hours, int | float):
+        raise RefusedError(Fault(400, "'reusable' is true or false, and 'hours' a number.", param="hours"))
+    try:
+        made = await request.app[ADMIN].make_token(reusable=reusable, hours=hours)
+    except UsageError as error:
+        raise RefusedError(Fault(409, f"{error} {error.hint}".strip(), code="no_token")) from error
+    body = {"token": made.token, "id": made.id, "valid_s": made.valid_s, "reusable": made.reusable}
+    return json_response(body, status=201)
+
+
+async def remove_node(request: web.Request) -> web.Response:
+    """Remove the node of this name or id from the cluster, for ever."""
+    try:
+        node = await request.app[ADMIN].remove(request.match_info["node"])
+    except UsageError as error:
+        raise RefusedError(Fault(409, f"{error} {error.hint}".strip(), code="not_removed")) from error
+    return json_response({"id": node, "removed": True})
+
+
+async def _object(request: web.Request) -> dict[str, object]:
+    """The body's JSON object; an empty body is an empty one."""
+    raw = await read_body(request)
+    try:
+        value = json.loads(raw or b"{}")
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise RefusedError(Fault(400, "The body is not a JSON object."))
+    return cast("dict[str, object]", value)

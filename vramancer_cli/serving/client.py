@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import http.client
 import json
+import secrets
+import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, cast
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 from vramancer_cli.cluster.status import ClusterStatus
 from vramancer_cli.errors import (
@@ -20,15 +22,23 @@ from vramancer_cli.errors import (
     NodeLostError,
     NotReadyError,
     QueueFullError,
+    UntrustedServerError,
     UsageError,
     VramancerError,
 )
+from vramancer_cli.serving import keys, signing
+from vramancer_cli.serving.auth import is_loopback
+from vramancer_cli.serving.keys import KeyRecord
 
 MAX_REPLY_BYTES: Final = 16 * 1024 * 1024
 MAX_LINE_BYTES: Final = 1024 * 1024
 STREAM_SILENCE_S: Final = 60.0
 """The server breaks every silence of a stream after 15 s, so a longer one means that it is gone."""
-TOKEN_HINT: Final = "Put the server's token into VRM_API_TOKEN."  # noqa: S105
+TOKEN_HINT: Final = "Put a key into VRM_API_TOKEN; 'vramancer keys add NAME' makes one on the node."  # noqa: S105
+REFUSED: Final = frozenset(
+    {"not_the_head", "no_token", "not_removed", "insufficient_role", "https_required", "request_expired"}
+)
+"""Codes of replies whose sentence says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +54,37 @@ class ChatDelta:
 class ApiClient:
     """One VRAMancer at `url`. Every call opens its own connection and closes it.
 
-    Each call raises DaemonUnreachableError when nothing (or something else) answers there, NotReadyError,
-    QueueFullError, NodeLostError, InvalidRequestError, UsageError (token), else VramancerError with the server's words.
+    `token` is shown as a bearer token, but never in the clear to another machine: there it signs (docs/api-signing.md).
+    `own_key` signs as well, once the server has asked for a key: with it the owner of a state folder needs no other.
+    `ca_pem` is the authority that an https server may be certified by, beside the system's.
+
+    Each call raises DaemonUnreachableError when nothing (or something else) answers there, UntrustedServerError,
+    NotReadyError, QueueFullError, NodeLostError, InvalidRequestError, UsageError (key), else VramancerError with the
+    server's words.
     """
 
-    def __init__(self, url: str, token: str | None = None, timeout_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        token: str | None = None,
+        timeout_s: float = 10.0,
+        *,
+        own_key: KeyRecord | None = None,
+        ca_pem: str | None = None,
+    ) -> None:
         parts = _parts(url)
         if parts is None or parts.scheme not in {"http", "https"} or not parts.hostname:
             raise UsageError(f"'{url}' is not an address.", hint="It looks like http://127.0.0.1:5000.")
+        if token and keys.is_mistyped(token):
+            raise UsageError("The key has a typing mistake: its last letters do not fit the others.", hint=TOKEN_HINT)
         self.url = f"{parts.scheme}://{parts.netloc}"
         self._secure = parts.scheme == "https"
         self._host, self._port = parts.hostname, _port(url, parts.netloc)
-        self._token = token
+        in_the_clear = not self._secure and not is_loopback(parts.hostname)
+        self._token = None if in_the_clear else token
+        self._signer = KeyRecord.of(token, "", "user", 0.0) if token and in_the_clear else None
+        self._own_key = None if token else own_key
+        self._ca_pem = ca_pem
         self._timeout_s = timeout_s
 
     def status(self, fresh: bool = False) -> ClusterStatus:
@@ -73,6 +102,14 @@ class ApiClient:
         """(a new pairing code, for how many seconds it is valid)."""
         reply = self._json("POST", "/api/invites", {})
         return str(reply["code"]), float(reply["valid_s"])
+
+    def make_token(self, *, reusable: bool, hours: float) -> dict[str, Any]:
+        """`token` (a secret, told once), `id`, `valid_s`, `reusable`. Raises UsageError on a node that is no head."""
+        return self._json("POST", "/api/tokens", {"reusable": reusable, "hours": hours})
+
+    def remove_node(self, node: str) -> str:
+        """The id of the node of this name or id, now removed. Raises UsageError for none or several, or no head."""
+        return str(self._json("DELETE", f"/api/nodes/{quote(node, safe='')}")["id"])
 
     def models(self) -> list[str]:
         """The names of the models served."""
@@ -114,24 +151,59 @@ class ApiClient:
     def _reply(
         self, method: str, path: str, body: dict[str, Any] | None, timeout_s: float
     ) -> Generator[http.client.HTTPResponse, None, None]:
-        kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
-        connection = kind(self._host, self._port, timeout=timeout_s)
+        sent = b"" if body is None else json.dumps(body).encode()
+        connection = self._connection(timeout_s)
         try:
-            connection.request(method, path, None if body is None else json.dumps(body), self._headers())
-            response = connection.getresponse()
+            response = self._asked(connection, method, path, sent)
+            if response.status == http.HTTPStatus.UNAUTHORIZED and self._own_key is not None:
+                self._signer, self._own_key = self._own_key, None
+                connection.close()
+                response = self._asked(connection, method, path, sent)
             if response.status >= http.HTTPStatus.BAD_REQUEST:
                 raise self._refusal(response)
             yield response
         except TimeoutError as error:
             raise DaemonUnreachableError(f"The VRAMancer at {self.url} does not answer in time.") from error
         except (OSError, http.client.HTTPException) as error:
-            raise DaemonUnreachableError(f"No VRAMancer answers at {self.url}.") from error
+            raise self._unreachable(error) from error
         finally:
             connection.close()
 
-    def _headers(self) -> dict[str, str]:
+    def _connection(self, timeout_s: float) -> http.client.HTTPConnection:
+        if not self._secure:
+            return http.client.HTTPConnection(self._host, self._port, timeout=timeout_s)
+        from vramancer_cli.serving.cluster_ca import client_context
+
+        context = client_context(self._ca_pem)
+        return http.client.HTTPSConnection(self._host, self._port, timeout=timeout_s, context=context)
+
+    def _asked(
+        self, connection: http.client.HTTPConnection, method: str, path: str, sent: bytes
+    ) -> http.client.HTTPResponse:
+        connection.request(method, path, sent or None, self._headers(method, path, sent))
+        return connection.getresponse()
+
+    def _headers(self, method: str, path: str, sent: bytes) -> dict[str, str]:
         headers = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
+        if self._signer is not None:
+            return headers | {"Authorization": self._signature(self._signer, method, path, sent)}
         return headers | ({"Authorization": f"Bearer {self._token}"} if self._token else {})
+
+    def _signature(self, key: KeyRecord, method: str, path: str, sent: bytes) -> str:
+        return signing.sign(
+            key_id=key.id,
+            secret=key.signing,
+            method=method,
+            target=path,
+            body=sent,
+            time_s=int(time.time()),
+            nonce=secrets.token_urlsafe(16),
+        )
+
+    def _unreachable(self, error: Exception) -> VramancerError:
+        if type(error).__name__ == "SSLCertVerificationError":  # ssl itself is imported only where it is used
+            return UntrustedServerError(f"What answers at {self.url} cannot prove that it belongs to this cluster.")
+        return DaemonUnreachableError(f"No VRAMancer answers at {self.url}.")
 
     def _object(self, raw: bytes) -> dict[str, Any]:
         try:
@@ -161,7 +233,7 @@ def error_of(error: Mapping[str, Any]) -> VramancerError:
             return NodeLostError(message)
         case "invalid_api_key":
             return UsageError(message, hint=TOKEN_HINT)
-        case "not_the_head":
+        case _ if code in REFUSED:
             return UsageError(message)
         case _ if error.get("type") == "invalid_request_error":
             return InvalidRequestError(message, param=param, code=code)

@@ -17,6 +17,7 @@ from vramancer_cli.errors import NotReadyError
 from vramancer_cli.runtime.contracts import Deployment
 from vramancer_cli.serving import sse
 from vramancer_cli.serving.answer import CutAnswerError, Piece, answer, generation_request, prompt_tokens
+from vramancer_cli.serving.body import read_body
 from vramancer_cli.serving.connection import json_response
 from vramancer_cli.serving.context import ADMIN, REGISTRY, SETTINGS, TOKENIZERS
 from vramancer_cli.serving.faults import Fault, RefusedError, fault_of, is_bug
@@ -42,24 +43,11 @@ async def model(request: web.Request) -> web.Response:
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
-    return await _complete(request, parse_chat(await _body(request)))
+    return await _complete(request, parse_chat(await read_body(request)))
 
 
 async def completions(request: web.Request) -> web.StreamResponse:
-    return await _complete(request, parse_text(await _body(request)))
-
-
-async def _body(request: web.Request) -> bytes:
-    """The whole body, within the application's size limit. Raises RefusedError when it comes too slowly, or broken."""
-    try:
-        async with asyncio.timeout(request.app[SETTINGS].body_read_s):
-            return await request.read()
-    except TimeoutError:
-        sentence = "The request's body did not come in time."
-        raise RefusedError(Fault(408, sentence, code="timeout", headers={"Connection": "close"})) from None
-    except web.RequestPayloadError:
-        sentence = "The request's body is not what its headers say."
-        raise RefusedError(Fault(400, sentence, code="invalid_http", headers={"Connection": "close"})) from None
+    return await _complete(request, parse_text(await read_body(request)))
 
 
 async def _deployment(request: web.Request, name: str) -> Deployment:

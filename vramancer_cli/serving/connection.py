@@ -81,7 +81,8 @@ class Connection(web.RequestHandler):
         if request.writer.output_size > 0:
             raise ConnectionError("the reply has begun, it can only be cut")
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            LOG.error("a request failed outside every route", exc_info=exc)
+            if not isinstance(exc, ConnectionResetError):  # a client that went away is nobody's failure
+                LOG.error("a request failed outside every route", exc_info=exc)
             reply = fault_response(Fault(status, BUG_SENTENCE, "server_error", code="internal_error"))
         else:
             reply = fault_response(Fault(status, "This is not a valid HTTP request.", code="invalid_http"))

@@ -9,6 +9,7 @@ from typing import Final
 from aiohttp import web
 
 from vramancer_cli.runtime.contracts import Admin, Deployment, Registry
+from vramancer_cli.serving.gate import Gate
 from vramancer_cli.serving.settings import ServerSettings
 from vramancer_cli.serving.text import TextTools
 
@@ -35,4 +36,5 @@ class Tokenizers:
 REGISTRY: Final = web.AppKey("registry", Registry)
 ADMIN: Final = web.AppKey("admin", Admin)
 SETTINGS: Final = web.AppKey("settings", ServerSettings)
+GATE: Final = web.AppKey("gate", Gate)
 TOKENIZERS: Final = web.AppKey("tokenizers", Tokenizers)

@@ -13,6 +13,7 @@ FILES: Final = {
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
+    "/openapi.json": ("openapi.json", "application/json"),
 }
 PAGE_HEADERS: Final = {
     "Content-Security-Policy": (

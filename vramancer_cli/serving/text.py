@@ -5,14 +5,17 @@ The only place in serving that knows transformers, and it is imported when the f
 
 from __future__ import annotations
 
-import json
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Protocol, cast
 
 from vramancer_cli.errors import InvalidRequestError, ModelError
+from vramancer_cli.models import folder as model_folder
 from vramancer_cli.models.sampling import Sampling
+from vramancer_cli.serving.template import ChatTemplate, RefusedTemplateError
+from vramancer_cli.telemetry import log
 
 REPLACEMENT: Final = "\ufffd"
 CONTEXT_TOKENS: Final = 6
@@ -26,12 +29,14 @@ class _Tokenizer(Protocol):
 
     chat_template: str | dict[str, str] | None
     eos_token_id: int | None
+    is_fast: bool
+    special_tokens_map: dict[str, Any]
 
     def __len__(self) -> int: ...
     def get_vocab(self) -> dict[str, int]: ...
-    def encode(self, text: str) -> list[int]: ...
+    def get_chat_template(self) -> str: ...
+    def encode(self, text: str, **options: Any) -> list[int]: ...
     def decode(self, token_ids: Sequence[int], **options: Any) -> str: ...
-    def apply_chat_template(self, conversation: Sequence[Mapping[str, str]], **options: Any) -> list[int]: ...
 
 
 class TextTools:
@@ -43,7 +48,8 @@ class TextTools:
         self.stop_token_ids = stop_token_ids
         self.defaults = defaults
         self.vocab_size = len(tokenizer)
-        self.longest_token_characters = max(map(len, tokenizer.get_vocab()))
+        self.longest_token_characters = max(map(len, tokenizer.get_vocab()), default=1)
+        self._template = _template(tokenizer)
         self.encode("settled")  # the first call may still set options inside the tokenizer; later ones only read
 
     @classmethod
@@ -51,36 +57,38 @@ class TextTools:
         """Reads only files in `folder`. Raises ModelError."""
         from transformers import AutoTokenizer  # 1 s of import, paid only by a node that answers
 
-        try:
+        model_folder.check_tokenizer(folder)
+        with _strangers(f"The tokenizer in {folder} cannot be read"):
             tokenizer = cast("Any", AutoTokenizer).from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"The tokenizer in {folder} cannot be read: {error}.") from error
-        return cls(tokenizer, _stop_token_ids(folder, tokenizer.eos_token_id), _default_sampling(folder))
+            if not tokenizer.is_fast:
+                raise ValueError("its class does not read tokenizer.json")
+            return cls(tokenizer, _stop_token_ids(folder, tokenizer.eos_token_id), _default_sampling(folder))
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Token ids of a bare text, with the special tokens that this model puts at a start."""
-        with self._encoding:
-            return tuple(self._tokenizer.encode(text))
+        """Token ids of a bare text, with the special tokens that this model puts at a start. Raises ModelError."""
+        return self._encode(text)
+
+    def _encode(self, text: str, **options: Any) -> tuple[int, ...]:
+        with self._encoding, _strangers("The model's tokenizer failed on this text"):
+            return tuple(self._tokenizer.encode(text, **options))
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
         """Token ids of a conversation up to where the assistant speaks. Raises InvalidRequestError."""
-        from jinja2 import TemplateError  # comes with chat templates
-
-        if not self._tokenizer.chat_template:
+        if isinstance(self._template, RefusedTemplateError):
+            raise _no_chat(self._template)
+        if self._template is None:
             raise InvalidRequestError(
                 "This model has no chat template; ask it through /v1/completions.",
                 param="messages",
                 code="no_chat_template",
             )
         try:
-            with self._encoding:
-                ids = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-        except TemplateError as error:
-            sentence = f"This model's chat template refuses these messages: {error}."
-            raise InvalidRequestError(sentence, param="messages", code="invalid_value") from error
-        return tuple(ids)
+            prompt = self._template.render(messages, self._tokenizer.special_tokens_map)
+        except RefusedTemplateError as error:
+            raise _no_chat(error) from error
+        return self._encode(prompt, add_special_tokens=False)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return self._tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -115,13 +123,37 @@ def _declared(config: Mapping[str, Any], name: str, most: float) -> float:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
+    return model_folder.read_json(path) if path.is_file() else {}
+
+
+def _template(tokenizer: _Tokenizer) -> ChatTemplate | RefusedTemplateError | None:
+    """A template that is refused leaves a model that completes texts: its sentence is for whoever wants to chat."""
+    if not tokenizer.chat_template:
+        return None
     try:
-        value = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ModelError(f"{path} is not valid JSON: {error}.") from error
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+        return ChatTemplate(tokenizer.get_chat_template())
+    except RefusedTemplateError as error:
+        log.get("text").warning("chats are refused", why=str(error))
+        return error
+    except ValueError:  # several templates, and none of them the default one
+        return None
+
+
+def _no_chat(error: RefusedTemplateError) -> InvalidRequestError:
+    return InvalidRequestError(f"{error} {error.hint}", param="messages", code="chat_template_refused")
+
+
+@contextmanager
+def _strangers(failed: str) -> Generator[None]:
+    """What a stranger's tokenizer does to its library becomes a ModelError; a panic of Rust is no Exception."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ModelError(f"{failed}: {model_folder.one_line(error)}.") from error
 
 
 class Detokenizer:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from aiohttp import ClientSession
 
-from tests.helpers.scripted_server import FixedAdmin, ScriptedDeployment, cluster_status, serving
+from tests.helpers.scripted_server import TOKEN, FixedAdmin, ScriptedDeployment, cluster_status, serving
 from vramancer_cli.cluster.status import ClusterStatus
 
 
@@ -52,3 +52,29 @@ async def test_an_invitation_and_who_may_not_give_one() -> None:
         async with http.post("/api/invites") as reply:
             assert reply.status == 409
             assert "head" in (await reply.json())["error"]["message"]
+
+
+async def test_a_token_for_scripts() -> None:
+    async with serving() as server, ClientSession(server.url) as http:
+        async with http.post("/api/tokens", json={"reusable": True, "hours": 2}) as reply:
+            assert (reply.status, (await reply.json())["valid_s"]) == (201, 7200.0)
+        async with http.post("/api/tokens") as reply:
+            assert (reply.status, await reply.json()) == (
+                201, {"token": TOKEN, "id": "1a2b3c4d", "valid_s": 86400.0, "reusable": False}
+            )  # fmt: skip
+        for wrong in (b"[]", b"{", b'{"hours": "2"}', b'{"hours": true}', b'{"reusable": 1}', b"\xff"):
+            async with http.post("/api/tokens", data=wrong) as reply:
+                assert reply.status == 400, wrong
+    async with serving(admin=FixedAdmin(head=False)) as server, ClientSession(server.url) as http:
+        async with http.post("/api/tokens") as reply:
+            assert (reply.status, (await reply.json())["error"]["code"]) == (409, "no_token")
+
+
+async def test_a_node_is_removed() -> None:
+    admin = FixedAdmin()
+    async with serving(admin=admin) as server, ClientSession(server.url) as http:
+        async with http.delete("/api/nodes/old-laptop") as reply:
+            assert reply.status == 200
+            assert admin.removed == [(await reply.json())["id"]]
+        async with http.delete("/api/nodes/nobody") as reply:
+            assert (reply.status, (await reply.json())["error"]["code"]) == (409, "not_removed")

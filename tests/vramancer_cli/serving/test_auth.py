@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from vramancer_cli.errors import UsageError
-from vramancer_cli.serving.auth import check_bind, host_allowed, origin_allowed, refusal, token_valid
+from tests.helpers.api_trust import FAR
+from vramancer_cli.serving.auth import GRANTS, Asked, Role, host_allowed, origin_allowed, refusal
 from vramancer_cli.serving.settings import ServerSettings
 
 OWN = frozenset({"Attic.local", "192.168.1.7"})
@@ -73,44 +75,79 @@ def test_origins(origin: str, host: str, allowed: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("header", "valid"),
+    ("authorization", "api_keys", "shown"),
     [
-        ("Bearer secret", True),
-        ("bearer secret", True),
-        ("Bearer  secret ", True),
-        (None, False),
-        ("", False),
-        ("Bearer", False),
-        ("Basic secret", False),
-        ("Bearer secreT", False),
-        ("Bearer s\udce9cret", False),
+        ("Bearer secret", (), "secret"),
+        ("bearer  secret ", (), "secret"),
+        ("Bearer one", ("two",), "one"),
+        (None, ("two", "three"), "two"),
+        ("", (" two ",), "two"),
+        ("Basic secret", ("two",), "two"),
+        ("Basic secret", (), None),
+        ("Bearer", (), None),
+        ("Bearer ", ("",), None),
+        (None, (), None),
     ],
 )
-def test_bearer_token(header: str | None, valid: bool) -> None:
-    assert token_valid(header, "secret") is valid
+def test_where_a_key_is_shown(authorization: str | None, api_keys: tuple[str, ...], shown: str | None) -> None:
+    asked = Asked(authorization=authorization, api_keys=api_keys)
+    assert asked.shown_key == shown
+    assert "secret" not in repr(asked) and "two" not in repr(asked)
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "", "::", "192.168.1.7", "attic.local"])
-def test_other_binds_than_loopback_need_a_token(host: str) -> None:
-    with pytest.raises(UsageError) as caught:
-        check_bind(host, ServerSettings())
-    assert "VRM_API_TOKEN" in caught.value.hint
-    check_bind(host, ServerSettings(api_token="secret"))
+NEAR = Asked(host="localhost", peer="127.0.0.1", own_address="127.0.0.1")
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
-def test_loopback_is_open(host: str) -> None:
-    check_bind(host, ServerSettings())
+def code_of(asked: Asked, role: Role | None = "user", settings: ServerSettings | None = None) -> str | None:
+    fault = refusal(asked, role, settings or ServerSettings())
+    assert fault is None or fault.status == 403
+    return fault.code if fault else None
 
 
 def test_a_route_without_a_role_is_denied() -> None:
-    fault = refusal(
-        method="GET",
-        host="localhost",
-        origin=None,
-        authorization=None,
-        own_address="127.0.0.1",
-        role=None,
-        settings=ServerSettings(),
-    )
-    assert fault is not None and fault.status == 403
+    assert code_of(NEAR) is None
+    assert code_of(NEAR, None) == "no_role"
+
+
+@pytest.mark.parametrize("peer", [FAR, "192.168.1.8", "fe80::1%eth0", "", "10.0.0.1"])
+def test_plain_http_is_for_this_machine_only(peer: str) -> None:
+    far = replace(NEAR, peer=peer, host="192.168.1.7", own_address="192.168.1.7")
+    roles: tuple[Role | None, ...] = ("open", "user", "admin", "metrics", None)
+    for role in roles:
+        assert code_of(far, role) == "https_required"
+    assert code_of(replace(far, secure=True)) is None
+    assert code_of(far, settings=ServerSettings(allow_lan_http=True)) is None
+    for loopback in ("127.0.0.1", "127.8.8.8", "::1"):
+        assert code_of(replace(NEAR, peer=loopback)) is None
+
+
+EVIL = "https://evil.example"
+SITE = "https://chat.example"
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "BREW"])
+def test_a_strange_origin_may_not_write(method: str) -> None:
+    asked = replace(NEAR, method=method, origin=EVIL)
+    assert code_of(asked) == "origin_not_allowed"
+    assert code_of(replace(asked, origin=None)) is None
+    assert code_of(replace(asked, origin="http://localhost:3000")) is None
+    site = replace(asked, origin=SITE)
+    assert code_of(site) == "origin_not_allowed"
+    assert code_of(site, settings=ServerSettings(cors_origins=frozenset({SITE}))) is None
+
+
+def test_a_strange_origin_may_read_blindly_but_not_open_a_websocket() -> None:
+    asked = replace(NEAR, origin=EVIL)
+    assert code_of(asked) is None
+    assert code_of(replace(asked, upgrade=True)) == "origin_not_allowed"
+    assert code_of(replace(asked, origin="null", upgrade=True)) == "origin_not_allowed"
+    assert code_of(replace(asked, origin="http://localhost:5000", upgrade=True)) is None
+    assert code_of(replace(asked, origin=None, upgrade=True)) is None
+
+
+def test_a_key_grants_what_its_role_says() -> None:
+    assert {
+        "admin": {"open", "user", "admin", "metrics"},
+        "user": {"open", "user"},
+        "metrics": {"open", "metrics"},
+    } == GRANTS

@@ -11,15 +11,18 @@ from typing import TypeVar
 
 import pytest
 
+from tests.helpers.api_trust import authority, certificate_of, keyed
 from tests.helpers.scripted_server import FixedAdmin, ScriptedDeployment, cluster_status, serving
 from vramancer_cli.errors import (
     DaemonUnreachableError,
     InvalidRequestError,
     NodeLostError,
     NotReadyError,
+    UntrustedServerError,
     UsageError,
     VramancerError,
 )
+from vramancer_cli.serving import keys
 from vramancer_cli.serving.client import ApiClient, ChatDelta
 from vramancer_cli.serving.settings import ServerSettings
 
@@ -166,3 +169,72 @@ def test_importing_the_client_loads_nothing_heavy() -> None:
         "print([m for m in ('aiohttp', 'msgspec', 'transformers', 'torch', 'asyncio') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+# --- trust ----------------------------------------------------------------------------------------------------
+
+
+async def test_https_is_checked_against_the_clusters_authority() -> None:
+    ca = authority()
+    pem = ca.certificate_pem.decode()
+    async with serving(certificate=certificate_of(ca)) as server:
+        url = f"https://localhost:{server.port}"
+        assert (await away(ApiClient(url, ca_pem=pem).status)).cluster == "attic"
+        for wrong in (None, authority().certificate_pem.decode()):
+            with pytest.raises(UntrustedServerError, match="cannot prove") as caught:
+                await away(ApiClient(url, "secret", ca_pem=wrong).status)
+            assert caught.value.exit_code == 4
+
+
+async def test_a_key_never_crosses_the_network_in_the_clear(tmp_path: Path) -> None:
+    """0.0.0.0 is this machine, by a name that is no loopback one: the client must take it for another machine's."""
+    seen = bytearray()
+
+    async def record(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.extend(await reader.readuntil(b"\r\n\r\n"))
+        writer.close()
+
+    key = keys.make_key()
+    async with await asyncio.start_server(record, "127.0.0.1", 0) as server:
+        with pytest.raises(DaemonUnreachableError):
+            await away(ApiClient(f"http://0.0.0.0:{server.sockets[0].getsockname()[1]}", key).status)
+    assert b"VRM-HMAC-SHA256" in seen and key.encode() not in seen and b"Bearer" not in seen
+    settings, by_role = keyed(tmp_path, allow_lan_http=True, host_names=frozenset({"0.0.0.0"}))
+    async with serving(settings=settings, host="0.0.0.0") as server:
+        api = ApiClient(f"http://0.0.0.0:{server.port}", by_role["admin"])
+        assert (await away(lambda: api.status(fresh=True))).cluster == "attic"
+        assert await away(api.invite) == ("4-otter-maple-drum", 600.0)
+        with pytest.raises(UsageError, match="role admin"):
+            await away(ApiClient(f"http://0.0.0.0:{server.port}", by_role["user"]).invite)
+
+
+async def test_the_owners_key_is_used_only_when_a_key_is_asked_for(tmp_path: Path) -> None:
+    settings, _ = keyed(tmp_path)
+    own = next(record for record in keys.read(tmp_path) if record.role == "admin")
+    async with serving(settings=settings) as server:
+        assert (await away(ApiClient(server.url, own_key=own).status)).cluster == "attic"
+    assert not (tmp_path / "signed.json").exists(), "nothing was signed on an open loopback"
+    async with serving(settings=replace(settings, production=True)) as server:
+        api = ApiClient(server.url, own_key=own)
+        for _ in range(3):
+            assert await away(api.invite) == ("4-otter-maple-drum", 600.0)
+        keys.revoke(tmp_path, "admin")
+        with pytest.raises(UsageError, match="not valid"):
+            await away(api.invite)
+
+
+def test_a_typing_mistake_in_a_key_is_told_before_anything_is_sent() -> None:
+    key = keys.make_key()
+    ApiClient("http://127.0.0.1:1", key)
+    for wrong in (key[:-1], key[:10] + ("a" if key[10] != "a" else "b") + key[11:]):
+        with pytest.raises(UsageError, match="typing mistake") as caught:
+            ApiClient("http://127.0.0.1:1", wrong)
+        assert key[8:30] not in f"{caught.value} {caught.value.hint}"
+
+
+async def test_refusals_that_say_what_to_do_are_wrong_use() -> None:
+    settings = ServerSettings(rate_limit=1, close_s=0.2)
+    async with serving(settings=settings) as server:
+        await away(ApiClient(server.url).status)
+        with pytest.raises(VramancerError, match=r"Try again in \d+ s"):
+            await away(ApiClient(server.url).status)

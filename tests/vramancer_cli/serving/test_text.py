@@ -1,14 +1,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
+from tests.helpers import hostile_checkpoints as hostile
 from tests.helpers.scripted_server import byte_level_folder
 from vramancer_cli.errors import InvalidRequestError, ModelError
+from vramancer_cli.models.catalog import builtin_folder
+from vramancer_cli.serving.template import ChatTemplate
 from vramancer_cli.serving.text import REPLACEMENT, WINDOW_TOKENS, StopFilter, TextTools
 
 TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs", "Co"]), max_size=30)
@@ -128,6 +135,114 @@ def test_a_model_without_a_template_cannot_chat_and_says_where_to_go(tmp_path: P
     with pytest.raises(InvalidRequestError, match="/v1/completions") as caught:
         tools.encode_chat([{"role": "user", "content": "a"}])
     assert caught.value.code == "no_chat_template"
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ 'a' * 10**10 }}", "{{ ''.__class__.__mro__ }}", "x" * (1 << 20), "{% if %}", "{% include 'x' %}"]
+)
+def test_a_refused_template_leaves_a_model_that_completes(tmp_path: Path, template: str) -> None:
+    tools = TextTools.load(byte_level_folder(tmp_path, template=template))
+    with pytest.raises(InvalidRequestError, match=r"chat template is .*/v1/completions") as caught:
+        tools.encode_chat([{"role": "user", "content": "a"}])
+    assert (caught.value.param, caught.value.code) == ("messages", "chat_template_refused")
+    assert tools.decode(tools.encode("still here")) == "still here"
+
+
+def test_a_template_that_runs_away_with_one_chat_is_refused_for_that_one(tmp_path: Path) -> None:
+    template = "{% if messages|length > 1 %}{{ 'a' * 10**10 }}{% endif %}{{ messages[0].content }}"
+    tools = TextTools.load(byte_level_folder(tmp_path, template=template))
+    hello = {"role": "user", "content": "hello"}
+    with pytest.raises(InvalidRequestError, match="too much text") as caught:
+        tools.encode_chat([hello, hello])
+    assert caught.value.code == "chat_template_refused"
+    assert tools.decode(tools.encode_chat([hello])) == "hello"
+
+
+def test_completions_are_encoded_while_a_template_works(tmp_path: Path) -> None:
+    """A rendering holds nothing that a bare text needs."""
+    tools = TextTools.load(byte_level_folder(tmp_path))
+    chat = tools._template
+    assert isinstance(chat, ChatTemplate)
+    with chat._rendering:
+        assert tools.encode("a")
+
+
+def test_the_default_one_of_several_templates_is_used(tmp_path: Path) -> None:
+    byte_level_folder(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    several = [{"name": "default", "template": "one"}, {"name": "tool_use", "template": "two"}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": several}))
+    tools = TextTools.load(tmp_path)
+    assert tools.decode(tools.encode_chat([{"role": "user", "content": "a"}])) == "one"
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": several[1:]}))
+    with pytest.raises(InvalidRequestError, match="no chat template"):
+        TextTools.load(tmp_path).encode_chat([{"role": "user", "content": "a"}])
+
+
+def test_a_chat_has_the_ids_that_transformers_gives_it() -> None:
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello <|end|> there"}]
+    expected = AutoTokenizer.from_pretrained(builtin_folder()).apply_chat_template(
+        chat, add_generation_prompt=True, return_dict=False
+    )
+    assert list(TextTools.load(builtin_folder()).encode_chat(chat)) == expected
+
+
+BROKEN: dict[str, bytes | Callable[[dict[str, Any]], None]] = {
+    "no json": b"nonsense",
+    "not text": b"\xff\xfe",
+    "deep": b'{"model": ' + b"[" * 200_000,
+    "a deep normalizer": b'{"normalizer": ' + b'{"type":"Sequence","normalizers":[' * 5_000 + b"]}" * 5_000 + b"}",
+    "no vocabulary": lambda tokenizer: tokenizer["model"].pop("vocab"),
+    "other merges": lambda tokenizer: tokenizer["model"].update(merges=[["nobody", "knows"]]),
+    "negative ids": lambda tokenizer: tokenizer["model"]["vocab"].update(a=-1),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_tokenizer_is_a_model_error_in_one_line(tmp_path: Path, kind: str) -> None:
+    path = byte_level_folder(tmp_path) / "tokenizer.json"
+    change = BROKEN[kind]
+    if isinstance(change, bytes):
+        path.write_bytes(change)
+    else:
+        tokenizer = json.loads(path.read_text())
+        change(tokenizer)
+        path.write_text(json.dumps(tokenizer))
+    with pytest.raises(ModelError, match="tokenizer") as caught:
+        TextTools.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "tokenizer.pkl", "vocab.txt"])
+def test_a_tokenizer_in_another_form_is_never_opened(tmp_path: Path, name: str) -> None:
+    folder = byte_level_folder(tmp_path / "m")
+    hostile.other_tokenizer(name)(folder)
+    with pytest.raises(ModelError, match=rf"no tokenizer\.json, only {name}"):
+        TextTools.load(folder)
+    assert not hostile.marker_of(folder).exists()
+
+
+def test_code_beside_a_tokenizer_is_never_run(tmp_path: Path) -> None:
+    folder = byte_level_folder(tmp_path / "m")
+    hostile.put_code(folder)
+    hostile.put_pickles(folder)
+    hostile.brings_code("tokenizer_config.json")(folder)  # refused where folders are found; here it is ignored
+    assert TextTools.load(folder).encode("a")
+    assert not hostile.marker_of(folder).exists()
+
+
+def test_a_panic_inside_the_tokenizer_is_a_model_error(tools: TextTools, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rust's panics are no Exception in Python, and would pass every handler."""
+
+    class PanicException(BaseException):
+        pass
+
+    def panic(*_: object, **__: object) -> list[int]:
+        raise PanicException("index out of bounds")
+
+    monkeypatch.setattr(tools, "_tokenizer", SimpleNamespace(encode=panic))
+    with pytest.raises(ModelError, match="index out of bounds"):
+        tools.encode("a")
 
 
 def test_a_folder_without_a_tokenizer_is_a_model_error(tmp_path: Path) -> None:

@@ -1,0 +1,57 @@
+"""/openapi.json describes the routes that there are, all of them, and who may call them."""
+
+from __future__ import annotations
+
+import json
+import re
+from importlib import resources
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession
+
+from tests.helpers.scripted_server import serving
+from vramancer_cli.serving.app import KEY_HEADERS, ROUTES
+from vramancer_cli.serving.openai import MAX_STOP_CHARACTERS, MAX_STOPS, ROLES
+from vramancer_cli.serving.signing import SCHEME
+
+
+@pytest.fixture
+def described() -> dict[str, Any]:
+    return json.loads((resources.files("vramancer_cli.serving") / "page" / "openapi.json").read_text(encoding="utf-8"))
+
+
+def operations(described: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    return {(method.upper(), path): op for path, item in described["paths"].items() for method, op in item.items()}
+
+
+def test_it_has_every_route_with_its_role_and_no_other(described: dict[str, Any]) -> None:
+    routes = {(method, re.sub(r":[^}]*}", "}", path)): role for method, path, role, _ in ROUTES}
+    assert {place: op["x-role"] for place, op in operations(described).items()} == routes
+
+
+def test_what_is_open_asks_for_no_key_and_everything_else_for_one_of_the_four_ways(described: dict[str, Any]) -> None:
+    schemes = described["components"]["securitySchemes"]
+    for op in operations(described).values():
+        assert op["security"] == ([] if op["x-role"] == "open" else [{name: []} for name in schemes])
+    headers = {scheme["name"] for scheme in schemes.values() if scheme["type"] == "apiKey"}
+    assert headers == set(KEY_HEADERS)
+    assert {scheme["scheme"] for scheme in schemes.values() if scheme["type"] == "http"} == {"bearer", SCHEME}
+
+
+def test_every_reference_leads_somewhere_and_every_part_is_used(described: dict[str, Any]) -> None:
+    used = set(re.findall(r'"\$ref": "#/components/(\w+/\w+)"', json.dumps(described)))
+    parts = {f"{kind}/{name}" for kind in ("schemas", "responses") for name in described["components"][kind]}
+    assert used == parts
+
+
+def test_its_bounds_are_those_of_the_parser(described: dict[str, Any]) -> None:
+    schemas = described["components"]["schemas"]
+    assert set(schemas["ChatMessage"]["properties"]["role"]["enum"]) == ROLES
+    _, one, several = schemas["ChatRequest"]["properties"]["stop"]["oneOf"]
+    assert one["maxLength"] == several["items"]["maxLength"] == MAX_STOP_CHARACTERS and several["maxItems"] == MAX_STOPS
+
+
+async def test_it_is_served_to_everyone(described: dict[str, Any]) -> None:
+    async with serving() as server, ClientSession(server.url) as http, http.get("/openapi.json") as reply:
+        assert reply.status == 200 and await reply.json() == described

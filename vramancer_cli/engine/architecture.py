@@ -6,12 +6,13 @@ ordered list of the base model's children. Must never read weights.
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.distributed.pipeline_parallel import PipelineIdentityLayer
 
@@ -19,21 +20,23 @@ from transport.types import LayerRange
 from vramancer_cli.engine import attention
 from vramancer_cli.engine.checkpoint import Checkpoint
 from vramancer_cli.errors import ModelError
+from vramancer_cli.models.folder import one_line
 
 _BATCH_WIDE_ROTATIONS = ("dynamic", "longrope")
 """Rotary embeddings that choose their frequencies by the longest sequence in the batch: a request would feel its
 neighbours."""
 
-_CONFIG_ERRORS = (
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    RuntimeError,
-    StrictDataclassError,
-)
-"""What transformers and torch raise for a config that contradicts itself or its family."""
+MAX_CONTEXT_TOKENS: Final = 2**27
+_MOST_OF_ANYTHING: Final = 10_000
+"""Layers, heads, experts and the like, where the stored tensors do not show more."""
+_MOST_EXPERT_MODULES: Final = 50_000
+_MAX_DEPTH: Final = 32
+_MAX_TABLE_BYTES: Final = 256 << 20
+"""Tables that are computed and not stored: rotary frequencies, and for some families one row per position."""
+
+_COUNTS: Final = re.compile(r"^(num|n)_|layer|expert|head|block|depth")
+_EXPERTS: Final = re.compile(r"^(num|n)_(\w+_)?experts$")
+_LENGTHS: Final = re.compile(r"position|seq_len|n_ctx|context_length")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +55,9 @@ def build(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention.NAME)
-    except _CONFIG_ERRORS as error:
-        raise ModelError(f"No text model of the family '{config.model_type}' can be built: {error}") from error
+    except Exception as error:  # whatever transformers and torch make of a config that contradicts itself
+        sentence = f"No text model of the family '{one_line(config.model_type)}' can be built: {one_line(error)}."
+        raise ModelError(sentence) from error
     return model.eval().requires_grad_(False)
 
 
@@ -67,10 +71,12 @@ def read_config(checkpoint: Checkpoint) -> PretrainedConfig:
             "The checkpoint is quantised, which VRAMancer cannot load yet.",
             hint="Use a version of the model that is stored in float32, float16 or bfloat16.",
         )
+    _refuse_absurd(checkpoint)
     try:
         config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
-    except _CONFIG_ERRORS as error:
-        raise ModelError(f"transformers does not accept this config of the family '{family}': {error}") from error
+    except Exception as error:  # whatever transformers makes of a stranger's config
+        sentence = f"transformers does not accept this config of the family '{one_line(family)}': {one_line(error)}."
+        raise ModelError(sentence) from error
     _refuse_depth(config, len(checkpoint.tensors))
     _refuse_batch_wide_rotation(config)
     return config
@@ -139,7 +145,10 @@ def fill_buffers(model: PreTrainedModel, device: torch.device) -> None:
     Every other module is marked as done first, so that transformers' initialisation touches no loaded weight.
     """
     without = set(model.modules())
-    for name, buffer in list(model.named_non_persistent_buffers()):
+    buffers = list(model.named_non_persistent_buffers())
+    if sum(buffer.nbytes for _, buffer in buffers) > _MAX_TABLE_BYTES:
+        raise ModelError("config.json declares sizes whose tables alone would fill the memory.")
+    for name, buffer in buffers:
         owner_name, _, own_name = name.rpartition(".")
         owner = model.get_submodule(owner_name)
         owner.register_buffer(own_name, torch.empty_like(buffer, device=device), persistent=False)
@@ -159,7 +168,54 @@ def context_tokens(config: PretrainedConfig) -> int:
     declared: Any = getattr(config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(declared, int) or declared <= 0:
         raise ModelError("config.json does not say how long a context the model was made for.")
+    if declared > MAX_CONTEXT_TOKENS:
+        raise ModelError(f"config.json says a context of {_short(declared)} tokens, which no model has.")
     return declared
+
+
+def _refuse_absurd(checkpoint: Checkpoint) -> None:
+    """Before transformers reads the config: it builds lists, and then modules, as long as the config says.
+
+    What a real model has many of shows in its tensors: by their number, or as one of their dimensions.
+    """
+    largest = max((size for tensor in checkpoint.tensors.values() for size in tensor.shape), default=0)
+    most = max(_MOST_OF_ANYTHING, len(checkpoint.tensors), largest)
+    layers = experts = 1
+    for name, value in _numbers(checkpoint.config):
+        _check_number(name, value, most)
+        if isinstance(value, int):
+            layers = max(layers, value) if "layers" in name else layers
+            experts = max(experts, value) if _EXPERTS.search(name) else experts
+    if min(layers, len(checkpoint.tensors)) * experts > _MOST_EXPERT_MODULES and experts > 1:
+        raise ModelError(f"config.json says {experts} experts in each of {layers} layers, which is no model's size.")
+
+
+def _check_number(name: str, value: int | float, most: int) -> None:
+    if isinstance(value, float):
+        refused = math.isnan(value) or ("rope" in name and math.isinf(value))
+    else:
+        limit = MAX_CONTEXT_TOKENS if _LENGTHS.search(name) else most if _COUNTS.search(name) else None
+        refused = limit is not None and value > limit
+    if refused or ("theta" in name and value <= 0):
+        raise ModelError(f"config.json says {_short(value)} for '{one_line(name)}', which no model has.")
+
+
+def _numbers(part: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, int | float]]:
+    """Every number of a config with the key that it stands under. Raises ModelError for a config that is too deep."""
+    if depth > _MAX_DEPTH:
+        raise ModelError("config.json nests its values too deep.")
+    if isinstance(part, dict):
+        for key, value in part.items():
+            yield from _numbers(value, f"{name}.{key}" if "rope" in name else key, depth + 1)
+    elif isinstance(part, list):
+        for value in part:
+            yield from _numbers(value, name, depth + 1)
+    elif isinstance(part, (int, float)):
+        yield name, part
+
+
+def _short(value: int | float) -> str:
+    return "a huge number" if isinstance(value, int) and value.bit_length() > 64 else str(value)
 
 
 def _refuse_depth(config: PretrainedConfig, tensor_count: int) -> None:

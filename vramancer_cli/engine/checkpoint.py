@@ -9,8 +9,8 @@ Format: https://huggingface.co/docs/safetensors (8 bytes little-endian header le
 from __future__ import annotations
 
 import hashlib
-import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
@@ -19,9 +19,15 @@ import torch
 
 from vramancer_cli.engine.tensors import byte_view
 from vramancer_cli.errors import ModelError
+from vramancer_cli.models import folder as model_folder
+from vramancer_cli.models.folder import one_line
 
 HEADER_MAX_BYTES: Final = 100_000_000
-CONFIG_MAX_BYTES: Final = 10_000_000
+MAX_TENSORS: Final = 500_000
+"""In all files together; the largest models have some hundred thousand."""
+MAX_FILES: Final = 10_000
+_MAX_DIMENSIONS: Final = 16
+_MAX_ELEMENTS: Final = 2**60
 _COMPARED_BYTES: Final = 1 << 20
 INDEX_NAME: Final = "model.safetensors.index.json"
 
@@ -29,7 +35,7 @@ _STORED_DTYPES: Final = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
-_PICKLE_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt")
+_PICKLE_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +91,8 @@ class Checkpoint:
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Read config and headers, no weights. Raises ModelError with a sentence for whoever chose the folder."""
     config_bytes = _read_config(folder)
-    config = _json_object(config_bytes, "config.json")
-    _refuse_code(config)
+    config = model_folder.json_object(config_bytes, "config.json")
+    model_folder.refuse_code(config, "config.json")
     digest = hashlib.sha256(config_bytes)
     tensors: dict[str, StoredTensor] = {}
     for path in weight_files(folder):
@@ -94,7 +100,9 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         digest.update(header_bytes)
         for tensor in _parse_header(path, header_bytes):
             if tensors.setdefault(tensor.name, tensor) is not tensor:
-                raise ModelError(f"{path.name} holds '{tensor.name}', which another file holds too.")
+                raise ModelError(f"{path.name} holds '{one_line(tensor.name)}', which another file holds too.")
+        if len(tensors) > MAX_TENSORS:
+            raise ModelError(f"{one_line(folder.name)} holds more than {MAX_TENSORS} tensors.")
     return Checkpoint(folder, config, tensors, digest.hexdigest())
 
 
@@ -108,7 +116,10 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _files_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*.safetensors") if path.is_file())
+    found = sorted(path for path in folder.glob("*.safetensors") if path.is_file())
+    for path in found:
+        model_folder.refuse_outside(folder, path)
+    return found
 
 
 def _read_config(folder: Path) -> bytes:
@@ -117,59 +128,40 @@ def _read_config(folder: Path) -> bytes:
     path = folder / "config.json"
     if not path.is_file():
         raise ModelError(f"{folder} has no config.json.")
-    return _read_small(path)
-
-
-def _read_small(path: Path) -> bytes:
-    if path.stat().st_size > CONFIG_MAX_BYTES:
-        raise ModelError(f"{path.name} is larger than {CONFIG_MAX_BYTES} bytes.")
-    return path.read_bytes()
-
-
-def _json_object(data: bytes, name: str) -> dict[str, Any]:
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{name} is not JSON: {error}.") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{name} does not hold a JSON object.")
-    return value
-
-
-def _refuse_code(config: dict[str, Any]) -> None:
-    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
-        if "auto_map" in part:
-            raise ModelError(
-                "The model brings its own Python code (auto_map in config.json), which VRAMancer never runs.",
-                hint="Use a version of the model whose family transformers knows by itself.",
-            )
+    return model_folder.read_small(path)
 
 
 def _no_weights(folder: Path) -> ModelError:
     pickled = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLE_SUFFIXES)
     if pickled:
+        sentence = f"{one_line(folder.name)} has its weights only as {one_line(pickled[0])}"
         return ModelError(
-            f"{folder.name} has its weights only as {pickled[0]}, a format that can run code when it is opened.",
+            f"{sentence}, a format that can run code when it is opened.",
             hint="Use a version of the model with .safetensors files.",
         )
     return ModelError(f"{folder.name} has no .safetensors file.")
 
 
 def _indexed_files(index: Path) -> list[Path]:
-    weight_map = _json_object(_read_small(index), index.name).get("weight_map")
+    weight_map = model_folder.read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise ModelError(f"{index.name} has no proper weight_map.")
-    return [_inside(index.parent, name) for name in sorted(set(weight_map.values()))]
+    names = sorted(set(weight_map.values()))
+    if len(names) > MAX_FILES:
+        raise ModelError(f"{index.name} names more than {MAX_FILES} files.")
+    return [_inside(index.parent, name) for name in names]
 
 
 def _inside(folder: Path, name: str) -> Path:
-    """Names are judged as text: download caches link to files elsewhere, and those links are the user's own."""
+    """Names are judged as text before anything is touched by that name, and links by where they lead."""
     pure = PurePosixPath(name)
     if pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name or pure.suffix != ".safetensors":
-        raise ModelError(f"{INDEX_NAME} names '{name}', which is not a .safetensors file inside the folder.")
+        raise ModelError(f"{INDEX_NAME} names '{one_line(name)}', which is not a .safetensors file inside the folder.")
     path = folder / pure
     if not path.is_file():
-        raise ModelError(f"{name} is missing in {folder.name}.", hint="Download the model again.")
+        sentence = f"{one_line(name)} is missing in {one_line(folder.name)}."
+        raise ModelError(sentence, hint="Download the model again.")
+    model_folder.refuse_outside(folder, path)
     return path
 
 
@@ -185,14 +177,29 @@ def _read_header(path: Path) -> bytes:
 
 
 def _parse_header(path: Path, header_bytes: bytes) -> list[StoredTensor]:
-    header = _json_object(header_bytes, f"The header of {path.name}")
+    header = model_folder.json_object(header_bytes, f"The header of {path.name}")
+    _check_metadata(path, header.pop("__metadata__", {}))
     data_start = 8 + len(header_bytes)
     data_bytes = path.stat().st_size - data_start
-    return [
-        _stored_tensor(path, name, entry, data_start, data_bytes)
-        for name, entry in header.items()
-        if name != "__metadata__"
-    ]
+    tensors = [_stored_tensor(path, name, entry, data_start, data_bytes) for name, entry in header.items()]
+    _refuse_gaps(path, tensors, data_start, data_start + data_bytes)
+    return tensors
+
+
+def _check_metadata(path: Path, metadata: Any) -> None:
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise _lying(path, "__metadata__")
+
+
+def _refuse_gaps(path: Path, tensors: Iterable[StoredTensor], start: int, end: int) -> None:
+    """The format leaves no byte unnamed and none named twice: what hides in a file is not a model."""
+    at = start
+    for tensor in sorted(tensors, key=lambda tensor: (tensor.start, tensor.size_bytes)):
+        if tensor.start != at:
+            raise _lying(path, tensor.name)
+        at += tensor.size_bytes
+    if at != end:
+        raise ModelError(f"{path.name} goes on after its last tensor: it is damaged.", hint="Download the model again.")
 
 
 def _stored_tensor(path: Path, name: str, entry: Any, data_start: int, data_bytes: int) -> StoredTensor:
@@ -203,16 +210,24 @@ def _stored_tensor(path: Path, name: str, entry: Any, data_start: int, data_byte
             raise _lying(path, name)
     dtype = _STORED_DTYPES.get(dtype_name)
     if dtype is None:
-        raise ModelError(f"'{name}' in {path.name} is stored as {dtype_name}, which VRAMancer cannot read yet.")
-    if not all(type(size) is int and size >= 0 for size in shape):
+        sentence = f"'{one_line(name)}' in {path.name} is stored as {one_line(dtype_name)}"
+        raise ModelError(f"{sentence}, which VRAMancer cannot read yet.")
+    if not _is_shape(shape):
         raise _lying(path, name)
     if not 0 <= begin <= end <= data_bytes or math.prod(shape) * dtype.itemsize != end - begin:
         raise _lying(path, name)
     return StoredTensor(name, path, dtype, tuple(shape), data_start + begin, end - begin)
 
 
+def _is_shape(shape: list[Any]) -> bool:
+    """Whether torch can hold such a shape: it multiplies strides also where there are no elements."""
+    if len(shape) > _MAX_DIMENSIONS or not all(type(size) is int and size >= 0 for size in shape):
+        return False
+    return 0 not in shape or math.prod(size for size in shape if size) <= _MAX_ELEMENTS
+
+
 def _lying(path: Path, name: str) -> ModelError:
     return ModelError(
-        f"The header of {path.name} contradicts the file at '{name}': it is cut off or damaged.",
+        f"The header of {path.name} contradicts the file at '{one_line(name)}': it is cut off or damaged.",
         hint="Download the model again.",
     )

@@ -1,1 +1,1 @@
-"""What a model is, as values: facts, tensor layout, catalog. Pure; never torch, sockets, clocks."""
+"""What a model is, as values: facts, sampling, catalog. Pure; never torch, sockets, clocks."""

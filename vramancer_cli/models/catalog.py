@@ -41,24 +41,6 @@ def classify(model: str | None) -> tuple[ModelSource, str]:
     )
 
 
-def model_name(source: ModelSource, location: str) -> str:
-    """What the API calls the model: the hub name, the folder's last part, or the built-in name."""
-    if source != "folder":
-        return location
-    return Path(location).expanduser().absolute().name or location
-
-
-def describe(source: ModelSource, location: str) -> str:
-    """The model's origin in words, for logs and boards."""
-    match source:
-        case "builtin":
-            return f"{location} (built in)"
-        case "folder":
-            return f"{model_name(source, location)} (folder {location})"
-        case "hub":
-            return f"{location} (from the hub)"
-
-
 def _looks_like_path(model: str) -> bool:
     starts = model.startswith((".", "/", "~")) or _DRIVE.match(model) is not None
     return starts or "\\" in model or model.count("/") > 1 or model.endswith("/")

@@ -12,24 +12,32 @@ from transport.messages import ModelRef
 from transport.types import ModelSource
 from vramancer_cli.errors import ModelError
 from vramancer_cli.models.catalog import builtin_folder, classify
+from vramancer_cli.models.folder import check_folder, check_tokenizer
 
-HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
-"""Never *.bin, *.pt or *.py: a checkpoint is data."""
+HUB_FILES = ["*.safetensors", "*.json", "*.jinja"]
+"""Never *.bin, *.pt or *.py: a checkpoint is data. And of tokenizers only the form that is read, tokenizer.json."""
 
 
 async def locate(source: ModelSource, location: str) -> Path:
-    """The local folder of a checkpoint; downloads from the hub what is not in its cache. Raises ModelError."""
+    """The local folder of a checkpoint, looked through before anything is opened. Raises ModelError.
+
+    Downloads from the hub what is not in its cache.
+    """
     if source == "builtin":
         return builtin_folder()
     if source == "folder":
-        return _folder(location)
+        return await asyncio.to_thread(_folder, location)
     return await asyncio.to_thread(_hub, location)
 
 
 async def locate_choice(model: str | None) -> tuple[ModelSource, str, Path]:
-    """`--model` as the user gave it: its source, location and folder. Raises ModelError."""
+    """`--model` as the user gave it: its source, location and folder, for the node that reads text.
+
+    Raises ModelError.
+    """
     source, location = classify(model)
     folder = await locate(source, location)
+    await asyncio.to_thread(check_tokenizer, folder)
     return source, str(folder) if source == "folder" else location, folder
 
 
@@ -39,8 +47,7 @@ async def locate_ref(ref: ModelRef) -> Path:
 
 def _folder(location: str) -> Path:
     folder = Path(location).expanduser().resolve()
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"No model in '{location}': it has no config.json.")
+    check_folder(folder)
     return folder
 
 
@@ -50,7 +57,7 @@ def _hub(name: str) -> Path:
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+        folder = Path(snapshot_download(name, allow_patterns=HUB_FILES))
     except GatedRepoError:
         raise ModelError(
             f"'{name}' is gated.", hint="Accept its terms on the hub, then log in with 'hf auth login'."
@@ -62,3 +69,5 @@ def _hub(name: str) -> Path:
             f"'{name}' could not be fetched from the hub: {str(error).splitlines()[0]}",
             hint="Check the network, or give a folder that holds the model.",
         ) from None
+    check_folder(folder)
+    return folder

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 
+from tests.helpers import hostile_checkpoints as hostile
 from tests.helpers.checkpoints import make_checkpoint, make_model
+from transport.messages import ModelRef
 from transport.types import LayerRange
-from vramancer_cli.engine import architecture
-from vramancer_cli.engine.checkpoint import open_checkpoint
+from vramancer_cli.engine import architecture, weights
+from vramancer_cli.engine.checkpoint import Checkpoint, StoredTensor, open_checkpoint
 from vramancer_cli.errors import ModelError
 
 
@@ -86,7 +88,7 @@ def test_a_family_without_a_pipeline_plan_is_refused(tmp_path: Path):
         ({"num_attention_heads": 0}, "does not accept|No text model"),
         ({"num_hidden_layers": 0}, "says 0 layers"),
         ({"num_hidden_layers": -1}, "says -1 layers"),
-        ({"num_hidden_layers": 10**9}, "says 1000000000 layers"),
+        ({"num_hidden_layers": 9_999}, "says 9999 layers"),
     ],
 )
 def test_configs_that_cannot_be_run_are_refused(llama: Path, tmp_path: Path, changes: dict[str, Any], why: str):
@@ -99,3 +101,47 @@ def test_a_config_without_a_context_length_is_refused(llama: Path):
     assert architecture.context_tokens(architecture.read_config(open_checkpoint(llama))) == 256
     with pytest.raises(ModelError, match="how long"):
         architecture.context_tokens(PretrainedConfig())
+
+
+@pytest.mark.parametrize("kind", hostile.LYING_CONFIGS)
+def test_configs_that_lie_are_refused_before_anything_is_built_on_them(llama: Path, tmp_path: Path, kind: str):
+    spoil, said = hostile.LYING_CONFIGS[kind]
+    folder = Path(shutil.copytree(llama, tmp_path / "m"))
+    spoil(folder)
+    with pytest.raises(ModelError, match=said) as refused:
+        weights.model_facts(folder, ModelRef("m", "folder", str(folder), ""))
+    assert "\n" not in str(refused.value) and "\x1b" not in str(refused.value) and len(str(refused.value)) < 700
+
+
+@pytest.mark.parametrize("kind", ["layers", "layers nested", "experts", "heads", "context", "theta 0"])
+def test_the_worst_configs_do_not_even_reach_transformers(
+    llama: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Some of its config classes make lists as long as the config says."""
+    folder = Path(shutil.copytree(llama, tmp_path / "m"))
+    hostile.LYING_CONFIGS[kind][0](folder)
+    monkeypatch.setattr(architecture.AutoConfig, "from_pretrained", None)
+    with pytest.raises(ModelError, match="no model"):
+        architecture.read_config(open_checkpoint(folder))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "mixtral", "qwen2_moe", "gemma3_text", "gpt_oss", "qwen3_moe"])
+def test_real_families_defaults_are_no_lies(tmp_path: Path, family: str):
+    """The config of each family as its makers have it, with the tensors of a checkpoint of that size."""
+    declared = AutoConfig.for_model(family).to_dict()
+    (tmp_path / "config.json").write_text(json.dumps(declared | {"model_type": family}))
+    stored = [StoredTensor(str(n), tmp_path, torch.float32, (declared["vocab_size"], 1), 0, 0) for n in range(400)]
+    checkpoint = Checkpoint(tmp_path, declared, {tensor.name: tensor for tensor in stored}, "")
+    assert architecture.read_config(checkpoint).model_type == family
+
+
+def test_tables_that_would_fill_the_memory_are_not_computed(llama: Path, monkeypatch: pytest.MonkeyPatch):
+    model = architecture.build(open_checkpoint(llama), torch.float32)
+    monkeypatch.setattr(architecture, "_MAX_TABLE_BYTES", 3)
+    with pytest.raises(ModelError, match="tables"):
+        architecture.fill_buffers(model, torch.device("cpu"))
+
+
+def test_a_context_beyond_every_model_is_refused():
+    with pytest.raises(ModelError, match="context of"):
+        architecture.context_tokens(PretrainedConfig(max_position_embeddings=2**60))

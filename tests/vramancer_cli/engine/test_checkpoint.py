@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.helpers import hostile_checkpoints as hostile
 from tests.helpers.checkpoints import make_checkpoint
 from vramancer_cli.engine import checkpoint
 from vramancer_cli.engine.checkpoint import open_checkpoint
@@ -162,6 +165,92 @@ def test_missing_parts_are_named(tmp_path: Path):
     with pytest.raises(ModelError, match=r"only as pytorch_model\.bin") as refused:
         open_checkpoint(tmp_path)
     assert ".safetensors" in refused.value.hint
+
+
+@pytest.mark.parametrize("kind", hostile.LYING_HEADERS)
+def test_a_header_that_lies_is_refused(tmp_path: Path, kind: str):
+    spoil, said = hostile.LYING_HEADERS[kind]
+    (tmp_path / "config.json").write_text("{}")
+    spoil(tmp_path)
+    with pytest.raises(ModelError, match=said) as refused:
+        open_checkpoint(tmp_path)
+    assert "\n" not in str(refused.value) and "\x1b" not in str(refused.value) and len(str(refused.value)) < 700
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from vramancer_cli.engine.checkpoint import open_checkpoint
+from vramancer_cli.errors import ModelError
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (256 << 20),) * 2)
+resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
+for folder in sorted(Path(sys.argv[1]).iterdir()):
+    try:
+        open_checkpoint(folder)
+    except ModelError:
+        print("refused")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
+def test_no_header_that_lies_costs_memory(tmp_path: Path):
+    """All of them in one process that may grow by 256 MiB and compute for a minute."""
+    for number, (spoil, _) in enumerate(hostile.LYING_HEADERS.values()):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        spoil(folder)
+    ran = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    assert ran.stdout.split() == ["refused"] * len(hostile.LYING_HEADERS)
+
+
+@pytest.mark.parametrize("kind", hostile.INDEXES)
+def test_an_index_that_lies_is_refused(tmp_path: Path, kind: str):
+    index, said = hostile.INDEXES[kind]
+    (tmp_path / "m").mkdir()
+    write(tmp_path / "m", entry(), bytes(8))
+    shutil.copy(tmp_path / "m" / "model.safetensors", tmp_path / "outside.safetensors")
+    (tmp_path / "m" / checkpoint.INDEX_NAME).write_text(json.dumps(index))
+    with pytest.raises(ModelError, match=said):
+        open_checkpoint(tmp_path / "m")
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_a_link_out_of_the_folder_is_not_followed(tmp_path: Path, indexed: bool):
+    write(tmp_path / "m", entry(), bytes(8))
+    (tmp_path / "m" / "model.safetensors").rename(tmp_path / "outside.safetensors")
+    (tmp_path / "m" / "model.safetensors").symlink_to("../outside.safetensors")
+    if indexed:
+        (tmp_path / "m" / checkpoint.INDEX_NAME).write_text('{"weight_map": {"w": "model.safetensors"}}')
+    with pytest.raises(ModelError, match="leads out"):
+        open_checkpoint(tmp_path / "m")
+
+
+def test_more_tensors_than_any_model_has_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(checkpoint, "MAX_TENSORS", 2)
+    write(tmp_path, {f"t{n}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for n in range(3)})
+    with pytest.raises(ModelError, match="more than 2 tensors"):
+        open_checkpoint(tmp_path)
+
+
+def test_pickles_beside_the_weights_are_never_opened(llama: Path, tmp_path: Path):
+    folder = Path(shutil.copytree(llama, tmp_path / "both"))
+    hostile.put_pickles(folder)
+    hostile.put_code(folder)
+    opened = open_checkpoint(folder)
+    assert {stored.path.name for stored in opened.tensors.values()} == {"model.safetensors"}
+    assert not hostile.marker_of(folder).exists()
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth", "weights.pkl", "model.ckpt"])
+def test_a_folder_with_pickled_weights_only_is_refused(llama: Path, tmp_path: Path, name: str):
+    folder = Path(shutil.copytree(llama, tmp_path / "pickled"))
+    hostile.only_pickles(name)(folder)
+    with pytest.raises(ModelError, match=f"only as {name}"):
+        open_checkpoint(folder)
+    assert not hostile.marker_of(folder).exists()
 
 
 @pytest.mark.parametrize("config", ['{"auto_map": {}}', '{"text_config": {"auto_map": {"AutoModel": "x.Y"}}}'])

@@ -45,11 +45,3 @@ def test_anything_else_is_refused_with_a_hint(model: str) -> None:
     with pytest.raises(ModelError) as caught:
         catalog.classify(model)
     assert "org/name" in caught.value.hint
-
-
-def test_names_and_descriptions() -> None:
-    assert catalog.model_name("folder", "/models/tiny-llama/") == "tiny-llama"
-    assert catalog.model_name("hub", "org/name") == "org/name"
-    assert catalog.describe("builtin", catalog.BUILTIN_NAME) == "vramancer-guide (built in)"
-    assert catalog.describe("folder", "/models/tiny") == "tiny (folder /models/tiny)"
-    assert catalog.describe("hub", "org/name") == "org/name (from the hub)"

@@ -14,13 +14,19 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import hostile_checkpoints as hostile
 from transport.messages import ModelRef
 from vramancer_cli.errors import ModelError
 from vramancer_cli.models.catalog import BUILTIN_NAME, builtin_folder
 from vramancer_cli.runtime import store
 
 COMMIT = "a" * 40
-FILES = {"config.json": b'{"model_type": "llama"}', "model.safetensors": b"weights", "pytorch_model.bin": b"never"}
+FILES = {
+    "config.json": b'{"model_type": "llama"}',
+    "model.safetensors": b"weights",
+    "pytorch_model.bin": b"never",
+    "tokenizer.json": b"{}",
+}
 
 
 async def test_without_a_model_the_built_in_one() -> None:
@@ -29,6 +35,7 @@ async def test_without_a_model_the_built_in_one() -> None:
 
 async def test_a_folder_is_resolved(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "tokenizer.json").write_text("{}")
     source, location, folder = await store.locate_choice(str(tmp_path))
     assert (source, location, folder) == ("folder", str(tmp_path.resolve()), tmp_path.resolve())
     assert await store.locate_ref(ModelRef("m", "folder", location, "")) == folder
@@ -37,6 +44,21 @@ async def test_a_folder_is_resolved(tmp_path: Path) -> None:
 async def test_a_folder_without_a_config_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"config\.json"):
         await store.locate_choice(str(tmp_path))
+
+
+async def test_a_head_needs_a_tokenizer_that_it_can_read_and_a_worker_does_not(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"tokenizer\.json"):
+        await store.locate_choice(str(tmp_path))
+    assert await store.locate_ref(ModelRef("m", "folder", str(tmp_path), "")) == tmp_path.resolve()
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+async def test_a_folder_that_brings_code_is_refused_on_every_node(tmp_path: Path, name: str) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    hostile.brings_code(name)(tmp_path)
+    with pytest.raises(ModelError, match="auto_map"):
+        await store.locate_ref(ModelRef("m", "folder", str(tmp_path), ""))
 
 
 class _Hub(BaseHTTPRequestHandler):
@@ -114,7 +136,7 @@ def locate(model: str, hub: str, cache: Path) -> str:
 
 
 def test_a_hub_model_is_fetched_without_its_pickles(hub: str, tmp_path: Path) -> None:
-    assert locate("org/there", hub, tmp_path) == "hub org/there config.json model.safetensors"
+    assert locate("org/there", hub, tmp_path) == "hub org/there config.json model.safetensors tokenizer.json"
     assert not any("pytorch_model.bin" in path for path in _Hub.asked)
 
 

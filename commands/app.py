@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from commands import chat, invite, join, nodes, start, status, stop
-from vramancer_cli import __version__
+from commands import audit, cache, chat, config, doctor, invite, join, keys, nodes, service, start, status, stop
+from commands.setting_sources import name_source
 from vramancer_cli.errors import UsageError
+from vramancer_cli.launcher.bundle import this_build
 
 app = typer.Typer(
     name="vramancer",
@@ -29,7 +30,7 @@ Each verb has examples of its own: vramancer start --help""",
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"vramancer {__version__}")
+        typer.echo(this_build().sentence())
         raise typer.Exit
 
 
@@ -53,9 +54,16 @@ _add(start.start, start.EXAMPLES, "Machines")
 _add(join.join, join.EXAMPLES, "Machines")
 _add(stop.stop, stop.EXAMPLES, "Machines")
 _add(invite.invite, invite.EXAMPLES, "Machines")
-_add(nodes.nodes, nodes.EXAMPLES, "Look and ask")
+app.add_typer(nodes.app, rich_help_panel="Look and ask")
 _add(status.status, status.EXAMPLES, "Look and ask")
 _add(chat.chat, chat.EXAMPLES, "Look and ask")
+_add(doctor.doctor, doctor.EXAMPLES, "Look and ask")
+_add(config.config, config.EXAMPLES, "Look and ask")
+
+app.add_typer(keys.app, rich_help_panel="Machines")
+_add(audit.audit, audit.EXAMPLES, "This installation")
+app.add_typer(cache.app, rich_help_panel="This installation")
+app.add_typer(service.app, rich_help_panel="This installation")
 
 
 def run(argv: list[str]) -> int:
@@ -66,6 +74,7 @@ def run(argv: list[str]) -> int:
     try:
         code = typer.main.get_command(app).main(argv, prog_name="vramancer", standalone_mode=False)
     except typer.TyperException as error:
+        name_source(error)
         raise _usage_error(error) from error
     except typer.Abort:
         return 130

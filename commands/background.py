@@ -6,6 +6,7 @@ Never imports torch or transport.
 from __future__ import annotations
 
 import os
+import ssl
 import subprocess
 import sys
 import time
@@ -13,14 +14,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from commands.local_node import open_folder
 from commands.terminal import out, plain, waiting
 from vramancer_cli.errors import VramancerError
-
-if TYPE_CHECKING:
-    from vramancer_cli.runtime.state_folder import RunRecord
+from vramancer_cli.runtime import run_file
+from vramancer_cli.runtime.run_file import RunRecord
 
 LOG_FILE: Final = "node.log"
 DEADLINE_S: Final = 180.0
@@ -58,6 +57,8 @@ def _launch(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
     with os.fdopen(handle, "wb") as output:
         if sys.platform == "win32":
             flags = subprocess.DETACHED_PROCESS | subprocess.CREATE_NEW_PROCESS_GROUP
+            if getattr(sys, "frozen", False):  # out of the job that ends with the launcher (launcher/windows_job)
+                flags |= subprocess.CREATE_BREAKAWAY_FROM_JOB
             return subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, creationflags=flags
             )
@@ -71,7 +72,7 @@ def _wait_live(process: subprocess.Popen[bytes], folder: Path, log: Path) -> Run
         while time.monotonic() < until:
             if process.poll() is not None:
                 raise BackgroundError(_last_words(log), hint=f"All of it: {log}")
-            record = open_folder(folder).running()
+            record = run_file.running(folder)
             if record is not None and is_live(record.api_url):
                 return record
             time.sleep(_POLL_S)
@@ -89,6 +90,8 @@ def is_live(api_url: str) -> bool:
             return True
     except urllib.error.HTTPError:
         return True
+    except urllib.error.URLError as error:  # this system need not trust the cluster's authority to see that it answers
+        return isinstance(error.reason, ssl.SSLCertVerificationError)
     except OSError:
         return False
 

@@ -1,25 +1,27 @@
-"""`vramancer join`: become part of a cluster (once, by its pairing code) and run a worker here.
+"""`vramancer join`: become part of a cluster (once, by its pairing code or a join token) and run a worker here.
 
 Up to the code prompt nothing heavy is loaded. Never imports torch or transport.
 """
 
 from __future__ import annotations
 
-import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
-from commands import background, options, terminal
+from commands import background, join_token, options, terminal
+from commands.enter_runtime import enter_runtime
+from commands.join_token import Given
 from commands.local_node import open_folder, refuse_second
 from commands.start import run_node
 from vramancer_cli.errors import SHOWN, PairingError, UsageError, VramancerError
 from vramancer_cli.settings import NodeSettings, parse_address
 
 if TYPE_CHECKING:
+    from vramancer_cli.runtime.enrolment import Token
     from vramancer_cli.runtime.state_folder import StateFolder
 
 EXAMPLES = """[bold]Examples[/]
@@ -28,9 +30,12 @@ EXAMPLES = """[bold]Examples[/]
   vramancer join --auto-discover --memory 6GiB
   vramancer join 192.168.1.20 --code 4-otter-maple-drum
   vramancer join desk:5001 --detach
+  VRM_JOIN_TOKEN=vrm1-… vramancer join desk      in a script
 
 Every setting can come from the environment: --memory is VRM_MEMORY.
 A machine that has joined once needs no code: 'vramancer start' is enough."""
+
+T = TypeVar("T")
 
 DISCOVERY_S: Final = 10.0
 TRIES: Final = 5
@@ -59,27 +64,32 @@ def join(
         bool, options.option("--auto-discover", "Look for clusters on this network; the same without HOST.")
     ] = False,
     code: options.Code = None,
+    token: join_token.TokenText = None,
+    token_file: join_token.TokenFile = None,
     detach: options.Detach = False,
     flags: options.NodeFlags,
+    runtime: options.RuntimeFlags,
 ) -> None:
     """Join a cluster and lend it this machine.
 
     Without HOST it looks for clusters on this network.
     The pairing code is needed once, and shown by the master ('vramancer invite').
+    A script uses a join token instead ('vramancer invite --token').
     """
+    enter_runtime(runtime)
     if head and auto_discover:
         raise UsageError("HOST and --auto-discover exclude each other.", hint="Leave one of them out.")
     settings = options.node_settings(invocation, flags, role="worker", head=head)
     folder = open_folder(settings.state_folder)
     refuse_second(folder.path)
-    enrol_once(folder, settings, code)
+    enrol_once(folder, settings, join_token.given(invocation, code, token, token_file))
     if detach:
         background.start_and_tell(folder.path, sys.argv[1:])
     else:
         run_node(settings)
 
 
-def enrol_once(folder: StateFolder, settings: NodeSettings, code: str | None) -> None:
+def enrol_once(folder: StateFolder, settings: NodeSettings, given: Given) -> None:
     """Pairs with a master, unless this folder already belongs to a cluster. Raises UsageError, PairingError, ..."""
     if folder.authority() is not None:
         raise UsageError(
@@ -87,10 +97,38 @@ def enrol_once(folder: StateFolder, settings: NodeSettings, code: str | None) ->
             hint="Join from another machine, or name an empty folder with --state-dir.",
         )
     credentials = folder.credentials()
-    if credentials is None:
-        _pair(folder, settings, code)
-    elif code:
-        _say(f"Already a node of '{terminal.plain(credentials.cluster)}': no code is needed.")
+    if credentials is not None:
+        if given != Given():
+            _say(f"Already a node of '{terminal.plain(credentials.cluster)}': no code is needed.")
+    elif given.token is not None:
+        cluster = _redeem_at_any(_holders(given.token, settings.head), settings.name, folder, given.token)
+        _say(f"Joined '{terminal.plain(cluster)}'.")
+    else:
+        _pair(folder, settings, given.code)
+
+
+def _holders(token: Token, head: str | None) -> list[Target]:
+    """Where the token's cluster may be: its digest is the cluster's id. Raises UsageError, NothingFoundError."""
+    targets = _targets(head)
+    digest = token.authority_digest.hex()
+    found = [target for target in targets if digest.startswith(target.cluster_id_prefix or "")]
+    if not found:
+        raise NothingFoundError("The cluster that made the token was not found on this network.")
+    return found
+
+
+def _redeem_at_any(targets: Sequence[Target], name: str, folder: StateFolder, token: Token) -> str:
+    """Only the master of the token's own cluster is shown the secret, so that each target may be tried."""
+    from vramancer_cli.runtime import enrolment
+
+    *others, last = targets[:MOST_TRIED]
+    for target in others:
+        try:
+            return _run(enrolment.enrol_by_token(target.addresses, token, name, folder)).cluster
+        except SHOWN as error:
+            terminal.show_error(error)
+    _say(f"Joining {last.title}.")
+    return _run(enrolment.enrol_by_token(last.addresses, token, name, folder)).cluster
 
 
 def _pair(folder: StateFolder, settings: NodeSettings, code: str | None) -> None:
@@ -128,6 +166,12 @@ def _pair_with_any(targets: Sequence[Target], name: str, folder: StateFolder, co
     return _enrol(last, code, name, folder)
 
 
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    import asyncio  # here: it is slow to import, and every verb imports this module
+
+    return asyncio.run(work)
+
+
 def _say(line: str) -> None:
     terminal.notes().print(line, markup=False, soft_wrap=True)
 
@@ -135,7 +179,7 @@ def _say(line: str) -> None:
 def _enrol(target: Target, code: str, name: str, folder: StateFolder) -> str:
     from vramancer_cli.runtime import enrolment
 
-    credentials = asyncio.run(enrolment.enrol(target.addresses, code, name, folder, target.cluster_id_prefix))
+    credentials = _run(enrolment.enrol(target.addresses, code, name, folder, target.cluster_id_prefix))
     return credentials.cluster
 
 
@@ -154,7 +198,7 @@ def _discover() -> list[Target]:
     from vramancer_cli.runtime import enrolment
 
     with terminal.waiting("looking for clusters on this network…"):
-        peers = asyncio.run(enrolment.find_clusters(DISCOVERY_S))
+        peers = _run(enrolment.find_clusters(DISCOVERY_S))
     return [
         Target(
             peer.addresses,

@@ -1,7 +1,8 @@
 """Every option of every verb, once: its flag, its VRM_* variable, its default and its sentence.
 
-The one place that reads flags and the environment (flag > variable > default, by typer's own `envvar`). A group
-of options is a frozen dataclass; `@spread` writes its options into a verb's signature and hands the verb the group.
+The one place that reads flags, the environment and the config file (flag > variable > file > default, by click's own
+`envvar` and `default_map`). A group of options is a frozen dataclass; `@spread` writes its options into a verb's
+signature, and the hidden --config, and hands the verb the group.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ import platform
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, Final, TypeVar, get_type_hints
 
 import typer
 
+from commands import config_file, setting_sources
+from commands.terminal import notes
 from vramancer_cli.errors import UsageError
-from vramancer_cli.serving.auth import check_bind
-from vramancer_cli.serving.settings import ServerSettings
+from vramancer_cli.serving.exposure import check_start
 from vramancer_cli.settings import (
     API_PORT,
     LOOPBACK,
@@ -30,6 +32,7 @@ from vramancer_cli.settings import (
     parse_device,
     parse_node_name,
     parse_port,
+    parse_rate,
     parse_size,
 )
 
@@ -118,6 +121,19 @@ class NodeFlags:
     state_dir: StateDir = DEFAULT_STATE_FOLDER
     log_json: Annotated[bool, setting("--log-json", "Log lines as JSON.", hidden=True)] = False
     api_token: ApiToken = None
+    rate_limit: Annotated[
+        int | None,
+        setting(
+            "--rate-limit", "API requests a minute; 0: any.", metavar="N", unset="600, off loopback", parser=parse_rate
+        ),
+    ] = None
+    cors_origin: Annotated[
+        str | None, setting("--cors-origin", "Sites whose pages may use the API.", metavar="URL,URL", unset="none")
+    ] = None
+    allow_lan_http: Annotated[
+        bool, setting("--allow-lan-http", "Let keys and texts cross the network in the clear.")
+    ] = False
+    production: Annotated[bool, setting("--production", "Refuse every relaxation of the API.", hidden=True)] = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,15 +147,26 @@ class ApiFlags:
     api_token: ApiToken = None
 
 
-_GROUPS = (NodeFlags, ApiFlags)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RuntimeFlags:
+    """Where the one-file program keeps its unpacked runtime, and where a build without one fetches it."""
+
+    cache_dir: Annotated[
+        Path | None, setting("--cache-dir", "Where the runtime lies.", metavar="FOLDER", hidden=True)
+    ] = None
+    runtime_url: Annotated[str | None, setting("--runtime-url", "Where to fetch it.", metavar="URL", hidden=True)] = (
+        None
+    )
+
+
+_GROUPS = (NodeFlags, ApiFlags, RuntimeFlags)
 
 
 def node_settings(
     invocation: typer.Context, flags: NodeFlags, *, role: Role, model: str | None = None, head: str | None = None
 ) -> NodeSettings:
-    """Raises UsageError for an API that would be open to other machines: now, not after torch is loaded."""
-    check_bind(flags.host, ServerSettings(api_token=flags.api_token))
-    return NodeSettings(
+    """Raises UsageError for an API that would be more open than it may be: now, not after torch is loaded."""
+    settings = NodeSettings(
         role=role,
         model=model,
         host=flags.host,
@@ -156,7 +183,14 @@ def node_settings(
         api_token=flags.api_token,
         log_json=flags.log_json,
         head=head,
+        cors_origin=flags.cors_origin,
+        allow_lan_http=flags.allow_lan_http,
+        production=flags.production,
+        rate_limit=flags.rate_limit,
     )
+    for warning in check_start(settings):
+        notes().print(f"warning: {warning}", markup=False, soft_wrap=True)
+    return settings
 
 
 def state_folder(typed: Path) -> Path:
@@ -165,18 +199,42 @@ def state_folder(typed: Path) -> Path:
 
 
 def is_given(invocation: typer.Context, name: str) -> bool:
-    """Whether a person chose this value, by flag or by environment."""
+    """Whether a person chose this value, by flag, by environment or in the config file."""
     source = invocation.get_parameter_source(name)
-    return source is not None and source.name not in ("DEFAULT", "DEFAULT_MAP")
+    return source is not None and source.name != "DEFAULT"
+
+
+def _read_config(context: typer.Context, named: Path | None) -> config_file.ConfigFile | None:
+    """What the eager --config does: after --help, which therefore needs no file, and before every other option."""
+    if context.resilient_parsing:  # only completing words
+        return None
+    found = config_file.load(named, DEFAULT_STATE_FOLDER, setting_sources.lasting(context))
+    context.default_map = setting_sources.by_parameter(found.values, context.command.params)
+    return found
+
+
+_CONFIG: Final = inspect.Parameter(
+    "config",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=None,
+    annotation=Annotated[
+        Path | None,
+        setting("--config", "The config file.", metavar="FILE", hidden=True, is_eager=True, callback=_read_config),
+    ],
+)
 
 
 def spread(verb: Callable[..., Result]) -> Callable[..., Result]:
-    """Replaces each parameter of `verb` that is a group by the group's options, gathered again when it is called."""
+    """Replaces each parameter of `verb` that is a group by the group's options, gathered again when it is called.
+
+    Adds --config, whose value (a ConfigFile) stays in the context's `params`.
+    """
     signature = inspect.signature(verb, eval_str=True)
     groups = {name: p.annotation for name, p in signature.parameters.items() if p.annotation in _GROUPS}
 
     @functools.wraps(verb)
     def gathered(**values: Any) -> Result:
+        values.pop(_CONFIG.name, None)
         for name, group in groups.items():
             values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
         return verb(**values)
@@ -185,7 +243,7 @@ def spread(verb: Callable[..., Result]) -> Callable[..., Result]:
         option
         for name, parameter in signature.parameters.items()
         for option in (_options_of(groups[name]) if name in groups else [_by_name(parameter)])
-    ]
+    ] + [_CONFIG]
     gathered.__signature__ = signature.replace(parameters=parameters)  # pyright: ignore[reportAttributeAccessIssue]
     gathered.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return gathered

@@ -22,6 +22,12 @@ def memory(used_bytes: int, limit_bytes: int) -> str:
     return f"{_figure(used_bytes / factor)}/{_figure(limit_bytes / factor)} {unit}"
 
 
+def size(size_bytes: int) -> str:
+    """ "787 MiB"."""
+    unit, factor = _scale(size_bytes)
+    return f"{_figure(size_bytes / factor)} {unit}"
+
+
 def duration(seconds: float) -> str:
     """ "2 h 14 min", "3 min 5 s", "12 s", "4 d 2 h"."""
     whole = max(0, int(seconds))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-import socket
 from typing import TYPE_CHECKING
 
 from rich.text import Text
@@ -35,26 +33,16 @@ def _rows(ready: NodeReady) -> list[tuple[str, str]]:
     if ready.role == "worker":
         waiting = [("waiting for", plain(ready.waiting_for))] if ready.waiting_for else []
         return [*waiting, ("node port", str(ready.node_port)), ("look", f"vramancer status, or {ready.api_url}")]
-    joining = _joining(ready.code, ready.node_port) if ready.code else []
+    joining = _joining(ready, ready.code) if ready.code else []
     cluster = ("cluster", f"{plain(ready.cluster)} (node port {ready.node_port})")
     return [cluster, *joining, ("look", "vramancer status"), ("ask", "vramancer chat")]
 
 
-def _joining(code: str, node_port: int) -> list[tuple[str, str]]:
+def _joining(ready: NodeReady, code: str) -> list[tuple[str, str]]:
     """One command to copy to another machine: by discovery, and by address where that does not reach."""
-    where = own_address() if node_port == NODE_PORT else f"{own_address()}:{node_port}"
+    where = [address.host if address.port == NODE_PORT else str(address) for address in ready.addresses[:1]]
     return [
         ("join", f"vramancer join --auto-discover --code {code}"),
-        ("", f"vramancer join {where} --code {code}"),
+        *(("", f"vramancer join {address} --code {code}") for address in where),
         ("", "one machine per code; another code: vramancer invite"),
     ]
-
-
-def own_address() -> str:
-    """The address from which this machine would reach others; its name where it is on no network."""
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect(("192.0.2.1", 9))  # RFC 5737: nobody's address; connecting a datagram socket sends nothing
-            return str(probe.getsockname()[0])
-    except OSError:
-        return platform.node() or "HOST"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from commands import background, options
+from commands.enter_runtime import enter_runtime
 from commands.local_node import open_folder, refuse_second
 from commands.ready_card import ready_card
 from commands.terminal import interruptible, out, waiting
@@ -40,12 +41,14 @@ def start(
     model: options.Model = None,
     detach: options.Detach = False,
     flags: options.NodeFlags,
+    runtime: options.RuntimeFlags,
 ) -> None:
     """Run a node on this machine.
 
     With --master it founds a cluster (once) and serves the model.
     Without, it goes on as what it was before.
     """
+    enter_runtime(runtime)
     folder = options.state_folder(flags.state_dir)
     role: Role = "head" if master else _role_before(open_folder(folder))
     if role == "worker" and model:
@@ -66,6 +69,9 @@ def _role_before(folder: StateFolder) -> Role:
         return "head"
     if folder.credentials() is not None:
         return "worker"
+    from vramancer_cli.runtime import enrolment
+
+    enrolment.refuse_removed(folder)
     raise UsageError(
         "This machine belongs to no cluster yet.",
         hint="Found one with 'vramancer start --master', or join one with 'vramancer join'.",

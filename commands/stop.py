@@ -6,14 +6,13 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from commands import options
-from commands.local_node import open_folder
 from commands.terminal import out
 from vramancer_cli.errors import DaemonUnreachableError, VramancerError
+from vramancer_cli.runtime import run_file
+from vramancer_cli.runtime.run_file import RunRecord
 
 if TYPE_CHECKING:
     import psutil
-
-    from vramancer_cli.runtime.state_folder import RunRecord
 
 EXAMPLES = """[bold]Examples[/]
 
@@ -30,14 +29,12 @@ _POLL_S: Final = 0.05
 @options.spread
 def stop(state_dir: options.StateDir = options.DEFAULT_STATE_FOLDER) -> None:
     """Stop the node that runs on this machine."""
-    folder = open_folder(options.state_folder(state_dir))
-    record = folder.running()
+    folder = options.state_folder(state_dir)
+    record = run_file.running(folder)
     if record is None:
-        raise DaemonUnreachableError(
-            f"No node runs out of {folder.path}.", hint="Another folder is named with --state-dir."
-        )
+        raise DaemonUnreachableError(f"No node runs out of {folder}.", hint="Another folder is named with --state-dir.")
     killed = _end(record)
-    folder.clear_run(record)
+    run_file.clear(folder, record)
     how = f"killed: it did not end within {POLITE_S:.0f} s" if killed else "stopped"
     out().print(f"pid {record.pid} ({record.api_url}): {how}", markup=False, soft_wrap=True)
 

@@ -106,9 +106,10 @@ def interruptible() -> Iterator[None]:
     def press(number: int, frame: FrameType | None) -> None:
         nonlocal pressed
         pressed = True
-        signal.default_int_handler(number, frame)
+        (before if callable(before) else signal.default_int_handler)(number, frame)
 
-    before = signal.signal(signal.SIGINT, press)
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, press)
     try:
         yield
     except BaseException:

@@ -37,6 +37,13 @@ class DaemonUnreachableError(VramancerError):
     hint = "Start one with 'vramancer start --master', or name another with --url."
 
 
+class UntrustedServerError(VramancerError):
+    """What answers cannot prove that it belongs to this cluster."""
+
+    exit_code = 4
+    hint = "Ask from a machine of the cluster, or name its state folder with --state-dir."
+
+
 class ModelError(VramancerError):
     """The model cannot be used."""
 

@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
@@ -24,12 +25,12 @@ from transport.errors import PortBusyError, TransportError
 from transport.identity import ClusterAuthority, Credentials
 from transport.messages import PROTOCOL_MAJOR, PROTOCOL_MINOR, Hello, ModelRef
 from transport.pairing import CLUSTER_PREFIX_DIGITS, PairingDesk
-from transport.types import NodeFacts, NodeId, Peer, Versions
+from transport.types import Address, NodeFacts, NodeId, Peer, Versions
 from vramancer_cli.engine.torch_engine import TorchEngine
 from vramancer_cli.errors import UsageError
 from vramancer_cli.models.facts import ModelFacts
 from vramancer_cli.planning.facts import PlanSettings
-from vramancer_cli.runtime import enrolment, store
+from vramancer_cli.runtime import enrolment, run_file, store
 from vramancer_cli.runtime.admin import HeadAdmin, WorkerAdmin
 from vramancer_cli.runtime.claim import claimed
 from vramancer_cli.runtime.contracts import Admin
@@ -37,13 +38,21 @@ from vramancer_cli.runtime.coordinator import Coordinator
 from vramancer_cli.runtime.device_thread import DeviceThread
 from vramancer_cli.runtime.generation import Generation
 from vramancer_cli.runtime.head_finder import HeadFinder
+from vramancer_cli.runtime.registrar import Registrar
 from vramancer_cli.runtime.registry import Registry
-from vramancer_cli.runtime.state_folder import RunRecord, StateFolder
-from vramancer_cli.runtime.worker import Worker
+from vramancer_cli.runtime.renewal import Renewal
+from vramancer_cli.runtime.run_file import RunRecord
+from vramancer_cli.runtime.state_folder import StateFolder
+from vramancer_cli.runtime.tasks import task_group
+from vramancer_cli.runtime.worker import RENEWAL_LOOK_S, Worker
 from vramancer_cli.serving.app import ApiServer, create_app
-from vramancer_cli.serving.settings import ServerSettings
+from vramancer_cli.serving.exposure import exposed, server_settings
+from vramancer_cli.serving.https import ApiCertificate
+from vramancer_cli.serving.key_ring import TOKEN_NAME
 from vramancer_cli.settings import NodeSettings, Role, parse_address
 from vramancer_cli.telemetry import log
+from vramancer_cli.telemetry.security import Kind
+from vramancer_cli.telemetry.security_log import SecurityLog
 
 DEFAULT_CONTEXT_TOKENS = 4096
 T = TypeVar("T")
@@ -51,10 +60,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class NodeReady:
-    """What a person is told once the node is up. `code` only on a head; `waiting_for` "" when nothing is missing."""
+    """What a person is told once the node is up. `code` only on a head; `waiting_for` "" when nothing is missing.
+
+    `addresses`: where others may reach the node port, best first.
+    """
 
     api_url: str
     node_port: int
+    addresses: tuple[Address, ...]
     role: Role
     cluster: str
     code: str | None
@@ -77,11 +90,16 @@ async def _until_signal(
     """Cancel the node when a person or the system says so, and let it end in order."""
     running = asyncio.create_task(node(settings, on_ready), name="node")
     loop = asyncio.get_running_loop()
+
+    def end() -> None:  # once: a second cancel would interrupt the ending in order
+        if not running.cancelling():
+            running.cancel()
+
     for number in (signal.SIGINT, signal.SIGTERM):
         try:
-            loop.add_signal_handler(number, running.cancel)
+            loop.add_signal_handler(number, end)
         except NotImplementedError:  # Windows
-            signal.signal(number, lambda *_: loop.call_soon_threadsafe(running.cancel))
+            signal.signal(number, lambda *_: loop.call_soon_threadsafe(end))
     with contextlib.suppress(asyncio.CancelledError):
         await running
 
@@ -92,12 +110,15 @@ async def _until_signal(
 async def _head(settings: NodeSettings, on_ready: OnReady) -> None:
     folder = StateFolder(settings.state_folder)
     credentials, authority = enrolment.found_cluster(settings.name, folder, time.time())
-    desk = PairingDesk()
+    desk, events = PairingDesk(), SecurityLog(folder.path)
+    registrar = Registrar(folder, authority, events=events)
     async with contextlib.AsyncExitStack() as stack:
+        stack.callback(events.close)
         engine, device = await _engine(stack, settings)
         chosen = await _choose_model(settings, engine, device)
         inbox = _Inbox()
-        endpoint = await _endpoint(stack, settings, credentials, inbox.accept, inbox, desk, authority)
+        entrance = _Entrance(desk, authority, registrar)
+        endpoint = await _endpoint(stack, settings, credentials, inbox.accept, inbox, entrance)
         generation = Generation(
             chosen.facts.ref.name, chosen.folder, chosen.context_tokens, int(time.time()), inbox.activity
         )
@@ -111,15 +132,40 @@ async def _head(settings: NodeSettings, on_ready: OnReady) -> None:
             device=device,
             generation=generation,
             share_status=lambda: admin.share(),
+            registrar=registrar,
         )
-        admin = HeadAdmin(coordinator, generation, desk, credentials)
-        api = await _api(stack, settings, Registry([generation]), admin)
+        admin = HeadAdmin(coordinator, generation, desk, credentials, registrar)
+        api = await _api(stack, settings, Registry([generation]), admin, events, authority)
         admin.api_url = api.url
+        events.note(Kind.NODE_PORT_OPENED, listens=_places(endpoint), open_to="nodes and pairing")
         await stack.enter_async_context(await announce(_announced(credentials, endpoint.port, api.port)))
-        _write_run_file(stack, folder, settings.role, api.url, endpoint.port)
+        events.note(Kind.ANNOUNCED)
+        _write_run_file(stack, settings, api.url, endpoint.port)
         invitation = await admin.invite()
-        on_ready(NodeReady(api.url, endpoint.port, "head", credentials.cluster, invitation.code, ""))
-        await coordinator.run(endpoint)
+        addresses = local_addresses(endpoint.port)
+        on_ready(NodeReady(api.url, endpoint.port, addresses, "head", credentials.cluster, invitation.code, ""))
+        async with task_group() as group:
+            group.create_task(_keep_young(folder, authority, credentials, endpoint), name="keep-young")
+            await coordinator.run(endpoint)
+
+
+async def _keep_young(
+    folder: StateFolder, authority: ClusterAuthority, credentials: Credentials, endpoint: Endpoint
+) -> None:
+    """The head's own certificate, while it runs: it needs to ask nobody."""
+    renewal = Renewal(credentials, folder.save_credentials, endpoint.renew)
+    while True:
+        await asyncio.sleep(RENEWAL_LOOK_S)
+        await renewal.sign_when_due(authority)
+
+
+@dataclass(frozen=True, slots=True)
+class _Entrance:
+    """What lets machines in, on a head."""
+
+    desk: PairingDesk
+    authority: ClusterAuthority
+    registrar: Registrar
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,17 +227,24 @@ async def _worker(settings: NodeSettings, on_ready: OnReady) -> None:
     folder = StateFolder(settings.state_folder)
     credentials = folder.credentials()
     if credentials is None:
+        enrolment.refuse_removed(folder)
         raise UsageError("This machine has not joined a cluster.", hint="Use 'vramancer join'.")
     given = parse_address(settings.head) if settings.head else None
     finder = HeadFinder(folder, credentials.cluster_id, given)
+    events = SecurityLog(folder.path)
     async with contextlib.AsyncExitStack() as stack:
+        stack.callback(events.close)
         engine, device = await _engine(stack, settings)
         worker = Worker(lambda: _facts(settings, credentials, engine, endpoint.port), engine, device)
         endpoint = await _endpoint(stack, settings, credentials, _nobody_dials_a_worker, worker)
-        api = await _api(stack, settings, Registry(), WorkerAdmin(worker, credentials.cluster))
-        _write_run_file(stack, folder, settings.role, api.url, endpoint.port)
-        on_ready(NodeReady(api.url, endpoint.port, "worker", credentials.cluster, None, "the master"))
-        await worker.stay(endpoint, finder.find, credentials.head, finder.remember)
+        api = await _api(stack, settings, Registry(), WorkerAdmin(worker, credentials.cluster), events)
+        events.note(Kind.NODE_PORT_OPENED, listens=_places(endpoint), open_to="nodes")
+        _write_run_file(stack, settings, api.url, endpoint.port)
+        addresses = local_addresses(endpoint.port)
+        on_ready(NodeReady(api.url, endpoint.port, addresses, "worker", credentials.cluster, None, "the master"))
+        renewal = Renewal(credentials, folder.save_credentials, endpoint.renew)
+        with enrolment.forgetting_when_removed(folder, credentials.cluster):
+            await worker.stay(endpoint, finder.find, credentials.head, finder.remember, renewal)
 
 
 async def _nobody_dials_a_worker(link: ControlLink) -> None:
@@ -215,29 +268,50 @@ async def _endpoint(
     credentials: Credentials,
     on_control: ControlHandler,
     sink: DataSink,
-    desk: PairingDesk | None = None,
-    authority: ClusterAuthority | None = None,
+    entrance: _Entrance | None = None,
 ) -> Endpoint:
     hello = Hello(PROTOCOL_MAJOR, PROTOCOL_MINOR, _versions(), credentials.node_id, settings.name, "control")
 
     async def open_at(port: int) -> Endpoint:
-        return await Endpoint.open(
-            credentials, hello, host=None, port=port, on_control=on_control, sink=sink, desk=desk, authority=authority
-        )
+        common = partial(Endpoint.open, credentials, hello, host=None, port=port, on_control=on_control, sink=sink)
+        if entrance is None:  # its certificate, if it has ended, is renewed before the head is dialled
+            return await common(may_have_ended=True)
+        return await common(desk=entrance.desk, authority=entrance.authority, book=entrance.registrar)
 
     endpoint = await _or_free_port(open_at, settings.node_port, settings.node_port_given)
     stack.push_async_callback(endpoint.close)
     return endpoint
 
 
-async def _api(stack: contextlib.AsyncExitStack, settings: NodeSettings, registry: Registry, admin: Admin) -> ApiServer:
+async def _api(
+    stack: contextlib.AsyncExitStack,
+    settings: NodeSettings,
+    registry: Registry,
+    admin: Admin,
+    events: SecurityLog,
+    authority: ClusterAuthority | None = None,
+) -> ApiServer:
+    """With the cluster's authority, so on the head, it speaks HTTPS too."""
     names = frozenset({platform.node().lower(), f"{platform.node().lower()}.local"})
-    app = create_app(registry, admin, ServerSettings(api_token=settings.api_token, host_names=names))
+    server = server_settings(settings, names)
+    app = create_app(registry, admin, server, events)
+    certificate = ApiCertificate(authority, names, _own_addresses) if authority else None
     # A head's address is what people type, so it never moves by itself; a worker's board may.
     fixed = settings.port_given or settings.role == "head"
-    api = await _or_free_port(lambda port: ApiServer.start(app, settings.host, port), settings.port, fixed)
+    api = await _or_free_port(lambda port: ApiServer.start(app, settings.host, port, certificate), settings.port, fixed)
     stack.push_async_callback(api.close)
+    speaks, open_to = exposed(settings.host, server, can_https=certificate is not None)
+    token = TOKEN_NAME if settings.api_token else ""
+    events.note(Kind.API_OPENED, listens=api.listens, speaks=speaks, open_to=open_to, key=token)
     return api
+
+
+def _places(endpoint: Endpoint) -> tuple[str, ...]:
+    return tuple(str(address) for address in endpoint.listens)
+
+
+def _own_addresses() -> list[str]:
+    return [address.host for address in local_addresses(0)]
 
 
 async def _or_free_port(open_at: Callable[[int], Awaitable[T]], port: int, fixed: bool) -> T:
@@ -250,12 +324,10 @@ async def _or_free_port(open_at: Callable[[int], Awaitable[T]], port: int, fixed
         return await open_at(0)
 
 
-def _write_run_file(
-    stack: contextlib.AsyncExitStack, folder: StateFolder, role: Role, api_url: str, node_port: int
-) -> None:
-    record = RunRecord.of_this_process(api_url, node_port, role)
-    folder.save_run(record)
-    stack.callback(folder.clear_run, record)
+def _write_run_file(stack: contextlib.AsyncExitStack, settings: NodeSettings, api_url: str, node_port: int) -> None:
+    record = RunRecord.of_this_process(api_url, node_port, settings.role)
+    run_file.write(settings.state_folder, record)
+    stack.callback(run_file.clear, settings.state_folder, record)
 
 
 def _facts(settings: NodeSettings, credentials: Credentials, engine: TorchEngine, port: int) -> NodeFacts:

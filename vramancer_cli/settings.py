@@ -43,6 +43,7 @@ class NodeSettings:
     `model` None is the built-in one. `port` is the API's, `node_port` the other nodes'; 0 takes a free one, and
     `*_given` says whether a person chose it (then a busy port is an error). `memory_bytes` None: what the device
     has free. `context_tokens` None: chosen from the model. `head`: HOST[:PORT] as typed after `join`, or None.
+    The last four are the API's (see serving.settings): `cors_origin` origins apart by commas, `rate_limit` a minute.
     """
 
     role: Role
@@ -61,6 +62,10 @@ class NodeSettings:
     api_token: str | None
     log_json: bool
     head: str | None
+    cors_origin: str | None = None
+    allow_lan_http: bool = False
+    production: bool = False
+    rate_limit: int | None = None
 
     def __repr__(self) -> str:
         """Without the token: settings are logged."""
@@ -123,6 +128,11 @@ def parse_port(text: str | int) -> int:
 def parse_context(text: str | int) -> int:
     """A context length in tokens. Raises UsageError."""
     return _whole_number(text, 16, 2**24, "A context is counted in tokens.")
+
+
+def parse_rate(text: str | int) -> int:
+    """Requests a minute; 0 stands for no limit. Raises UsageError."""
+    return _whole_number(text, 0, 10**6, "It counts requests a minute; 0: no limit.")
 
 
 def _whole_number(text: str | int, least: int, most: int, hint: str) -> int:

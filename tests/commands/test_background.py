@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 import subprocess
@@ -11,8 +12,10 @@ import pytest
 
 from commands import background
 from commands.background import BackgroundError, own_command
+from tests.helpers.api_trust import authority, certificate_of
+from tests.helpers.scripted_server import serving
 from tests.helpers.verbs import run_verb
-from vramancer_cli.runtime.state_folder import StateFolder
+from vramancer_cli.runtime import run_file
 
 FREE_PORTS = ["--port", "0", "--node-port", "0"]
 
@@ -29,7 +32,7 @@ async def test_detached_it_answers_before_the_verb_returns_and_stops(tmp_path: P
     started = await run_verb(tmp_path, "start", "--master", "--detach", *FREE_PORTS)
     try:
         assert started.code == 0, started.err
-        record = StateFolder(tmp_path).running()
+        record = run_file.running(tmp_path)
         assert record is not None
         assert f"{record.api_url} (pid {record.pid})" in started.out
         assert background.is_live(record.api_url)
@@ -50,7 +53,7 @@ async def test_what_it_died_of_is_the_error(tmp_path: Path) -> None:
     assert "nothing" in ran.err
     assert background.LOG_FILE in ran.err
     assert "Traceback" not in ran.err
-    assert StateFolder(tmp_path).running() is None
+    assert run_file.running(tmp_path) is None
 
 
 def test_one_that_never_answers_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,3 +66,11 @@ def test_one_that_never_answers_is_ended(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(BackgroundError, match="did not answer within"):
         background.start_and_tell(tmp_path, ["start"])
     assert launched[0].wait(10) == -15
+
+
+async def test_an_https_server_is_seen_to_answer_although_this_system_does_not_know_its_authority() -> None:
+    async with serving(certificate=certificate_of(authority())) as server:
+        assert await asyncio.to_thread(background.is_live, f"https://127.0.0.1:{server.port}")
+    assert not await asyncio.to_thread(background.is_live, f"https://127.0.0.1:{server.port}")
+    async with serving() as server:
+        assert not await asyncio.to_thread(background.is_live, f"https://127.0.0.1:{server.port}"), "no TLS there"

@@ -12,11 +12,14 @@ import pytest
 
 from commands import join
 from commands.join import NothingFoundError, Target
+from commands.join_token import Given
 from tests.helpers.cluster import open_node
 from tests.helpers.verbs import async_terminal, run_verb
 from transport.pairing import PairingDesk
+from transport.tokens import Token, parse_token
 from vramancer_cli.errors import PairingError
 from vramancer_cli.runtime import enrolment
+from vramancer_cli.runtime.registrar import Registrar
 from vramancer_cli.runtime.state_folder import StateFolder
 
 
@@ -26,17 +29,21 @@ class Master:
 
     where: str
     desk: PairingDesk
+    registrar: Registrar
 
     def code(self) -> str:
         return self.desk.invite(time.time(), random.Random(7))
+
+    def token(self, *, reusable: bool = False) -> str:
+        return self.registrar.invite(reusable=reusable, hours=1)[0]
 
 
 @asynccontextmanager
 async def master(folder: Path) -> AsyncIterator[Master]:
     head, authority = enrolment.found_cluster("tower", StateFolder(folder), time.time())
-    desk = PairingDesk()
-    async with open_node(head, desk=desk, authority=authority) as node:
-        yield Master(f"127.0.0.1:{node.endpoint.port}", desk)
+    desk, registrar = PairingDesk(), Registrar(StateFolder(folder), authority)
+    async with open_node(head, desk=desk, authority=authority, book=registrar) as node:
+        yield Master(f"127.0.0.1:{node.endpoint.port}", desk, registrar)
 
 
 async def test_no_terminal_and_no_code_is_one_line_and_2_at_once(tmp_path: Path) -> None:
@@ -97,9 +104,9 @@ async def test_who_joined_needs_no_code_and_is_told_so(
     head, _ = enrolment.found_cluster("tower", StateFolder(tmp_path / "head"), time.time())
     folder.save_credentials(head)
     monkeypatch.setattr(join, "_pair", lambda *_: pytest.fail("it paired again"))
-    join.enrol_once(folder, None, None)  # pyright: ignore[reportArgumentType]  # settings are for pairing only
+    join.enrol_once(folder, None, Given())  # pyright: ignore[reportArgumentType]  # settings are for pairing only
     assert capsys.readouterr().err == ""
-    join.enrol_once(folder, None, "4-otter-maple-drum")  # pyright: ignore[reportArgumentType]
+    join.enrol_once(folder, None, Given("4-otter-maple-drum"))  # pyright: ignore[reportArgumentType]
     assert "'tower'" in capsys.readouterr().err
 
 
@@ -151,3 +158,45 @@ async def test_a_code_that_opens_none_is_refused(tmp_path: Path) -> None:
                 join._pair_with_any, targets, "attic", StateFolder(tmp_path / "w"), "1-zebra-zebra-zebra"
             )
     assert not (tmp_path / "w").exists()
+
+
+# --- tokens -------------------------------------------------------------------------------------------------
+
+
+async def test_a_token_of_another_cluster_is_passed_over_and_opens_its_own(tmp_path: Path) -> None:
+    async with master(tmp_path / "other") as other, master(tmp_path / "head") as head:
+        folder, token = StateFolder(tmp_path / "worker"), parse_token(head.token())
+        targets = [join._targets(where)[0] for where in (other.where, head.where)]
+        cluster = await asyncio.to_thread(join._redeem_at_any, targets, "attic", folder, token)
+        assert cluster == "tower"
+        assert not other.registrar.admissions
+        [admission] = head.registrar.admissions
+    credentials = folder.credentials()
+    assert credentials is not None
+    assert admission.node == credentials.node_id
+
+
+def test_the_digest_in_a_token_chooses_among_the_clusters_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    token = Token(bytes.fromhex("ab" * 32), bytes(16))
+    ours, other = Target((), "ab" * 8, "ours"), Target((), "cd" * 8, "other")
+    monkeypatch.setattr(join, "_discover", lambda: [other, ours])
+    assert join._holders(token, None) == [ours]
+    monkeypatch.setattr(join, "_discover", lambda: [other])
+    with pytest.raises(NothingFoundError, match="made the token"):
+        join._holders(token, None)
+
+
+async def test_one_mistyped_character_is_told_before_anything_is_sent(tmp_path: Path) -> None:
+    token = str(Token(bytes(32), bytes(16)))
+    typo = token[:20] + ("b" if token[20] != "b" else "c") + token[21:]
+    ran = await run_verb(tmp_path / "worker", "join", "127.0.0.1:1", VRM_JOIN_TOKEN=typo)
+    assert ran.code == 4, "3 would mean that it had dialled"
+    assert ran.error_lines == ["error: The join token has a typing error. Copy it again; nothing was sent."]
+
+
+async def test_code_and_token_exclude_each_other(tmp_path: Path) -> None:
+    ran = await run_verb(
+        tmp_path, "join", "127.0.0.1:1", "--code", "4-otter-maple-drum", VRM_JOIN_TOKEN=str(Token(bytes(32), bytes(16)))
+    )
+    assert ran.code == 2
+    assert "exclude each other" in ran.err

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from commands.local_node import open_folder
 from tests.helpers.verbs import async_terminal, run_verb
-from vramancer_cli.runtime import enrolment
-from vramancer_cli.runtime.state_folder import RunRecord, StateFolder
+from vramancer_cli.runtime import enrolment, run_file
+from vramancer_cli.runtime.run_file import RunRecord
+from vramancer_cli.runtime.state_folder import StateFolder
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ async def test_a_workers_folder_founds_no_cluster(worker_folder: StateFolder) ->
 )
 async def test_one_folder_runs_one_node(verb: list[str], tmp_path: Path) -> None:
     enrolment.found_cluster("tower", StateFolder(tmp_path), time.time())
-    open_folder(tmp_path).save_run(RunRecord.of_this_process("http://127.0.0.1:7000", 7001, "head"))
+    run_file.write(tmp_path, RunRecord.of_this_process("http://127.0.0.1:7000", 7001, "head"))
     ran = await run_verb(tmp_path, *verb)
     assert ran.code == 1
     assert ran.error_lines == [
@@ -72,7 +72,7 @@ async def test_a_master_starts_says_how_to_join_and_ends_with_ctrl_c(tmp_path: P
     async with async_terminal(tmp_path, *arguments) as node:
         await asyncio.to_thread(node.see, "loading torch")
         seen = await asyncio.to_thread(node.see, "Ctrl-C", 60)
-        record = StateFolder(tmp_path).run()
+        record = run_file.read(tmp_path)
         assert record is not None
         assert record.api_url in seen
         assert f"(node port {record.node_port})" in seen
@@ -80,4 +80,4 @@ async def test_a_master_starts_says_how_to_join_and_ends_with_ctrl_c(tmp_path: P
         assert f":{record.node_port} --code " in seen
         node.interrupt()
         assert await asyncio.to_thread(node.end) in (0, 130)
-    assert StateFolder(tmp_path).run() is None
+    assert run_file.read(tmp_path) is None

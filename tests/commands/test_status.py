@@ -13,7 +13,8 @@ from tests.helpers.boards import CLUSTER
 from tests.helpers.scripted_server import FixedAdmin, serving
 from tests.helpers.verbs import PROGRAM, InProcess, async_terminal, environment, run_verb
 from vramancer_cli.cluster.status import ClusterStatus
-from vramancer_cli.runtime.state_folder import RunRecord, StateFolder
+from vramancer_cli.runtime import run_file
+from vramancer_cli.runtime.run_file import RunRecord
 from vramancer_cli.serving.settings import ServerSettings
 
 
@@ -52,14 +53,14 @@ async def test_json_is_the_whole_status(tmp_path: Path) -> None:
 
 async def test_the_node_that_runs_here_is_found_by_its_run_file(tmp_path: Path) -> None:
     async with serving() as server:
-        StateFolder(tmp_path).save_run(RunRecord.of_this_process(server.url, 5001, "head"))
+        run_file.write(tmp_path, RunRecord.of_this_process(server.url, 5001, "head"))
         ran = await run_verb(tmp_path, "status", "--json")
     assert json.loads(ran.out)["cluster"] == "attic"
 
 
 async def test_a_run_file_of_the_dead_is_not_followed(tmp_path: Path) -> None:
     record = RunRecord(os.getpid(), psutil.Process().create_time() - 1000, "http://127.0.0.1:9", 5001, "head")
-    StateFolder(tmp_path).save_run(record)
+    run_file.write(tmp_path, record)
     ran = await run_verb(tmp_path, "status")
     assert "127.0.0.1:9." not in ran.err
 

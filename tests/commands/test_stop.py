@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from commands import stop as stop_verb
 from commands.app import app
 from tests.helpers.verbs import run_verb
-from vramancer_cli.runtime.state_folder import RunRecord, StateFolder
+from vramancer_cli.runtime import run_file
+from vramancer_cli.runtime.run_file import RunRecord
 
 POLITE = "import time; print('up', flush=True); time.sleep(60)"
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
@@ -44,7 +45,7 @@ async def test_the_running_node_ends_and_its_run_file_goes(
     tmp_path: Path, sleepers: list[subprocess.Popen[bytes]]
 ) -> None:
     process = sleeper(sleepers, POLITE)
-    StateFolder(tmp_path).save_run(record_of(process.pid))
+    run_file.write(tmp_path, record_of(process.pid))
     ran = await run_verb(tmp_path, "stop")
     assert (ran.code, ran.out) == (0, f"pid {process.pid} (http://127.0.0.1:5000): stopped\n")
     assert process.wait(5) == -15, "asked, not killed"
@@ -56,7 +57,7 @@ def test_one_that_does_not_listen_is_killed(
 ) -> None:
     monkeypatch.setattr(stop_verb, "POLITE_S", 0.3)
     process = sleeper(sleepers, DEAF)
-    StateFolder(tmp_path).save_run(record_of(process.pid))
+    run_file.write(tmp_path, record_of(process.pid))
     began = time.monotonic()
     result = CliRunner().invoke(app, ["stop", "--state-dir", str(tmp_path)])
     assert time.monotonic() - began >= 0.3
@@ -67,7 +68,7 @@ def test_one_that_does_not_listen_is_killed(
 
 async def test_a_reused_pid_is_left_alone(tmp_path: Path, sleepers: list[subprocess.Popen[bytes]]) -> None:
     process = sleeper(sleepers, POLITE)
-    StateFolder(tmp_path).save_run(record_of(process.pid, psutil.Process(process.pid).create_time() - 60))
+    run_file.write(tmp_path, record_of(process.pid, psutil.Process(process.pid).create_time() - 60))
     ran = await run_verb(tmp_path, "stop")
     assert ran.code == 3
     assert len(ran.error_lines) == 1

@@ -59,6 +59,7 @@ async def test_ctrl_c_stops_the_answer_and_not_the_talk(folder: Path, tmp_path: 
         await see(talk, "> ")
         talk.interrupt()
         await see(talk, "/exit leaves.")
+        await see(talk, "> ")  # what is typed before the prompt stands is lost
         talk.type("\x04")
         assert await asyncio.to_thread(talk.end) == 0
 

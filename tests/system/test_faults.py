@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import struct
@@ -149,6 +150,26 @@ def test_a_killed_head_started_again_finds_its_workers(whole: LocalCluster) -> N
     assert crowd.codes() == {None}
     whole.start_head("--node-port", str(node_port))
     whole.wait_ready(3, deadline_s=20)
+    assert _answers(whole)
+
+
+def test_a_copied_state_folder_is_refused_and_disturbs_nobody(whole: LocalCluster) -> None:
+    """As when somebody copies a whole home folder to a second machine."""
+    epoch, worker = whole.client.status().epoch, whole.workers[0]
+    copied = shutil.ignore_patterns("run.json", "lock", "*.log")
+    copy = Path(shutil.copytree(worker.folder, whole.folder / "copy", ignore=copied))
+    arguments = ["start", "--port", "0", "--node-port", "0", "--memory", THIRD, "--name", "attic"]
+    twin = NodeProcess.launch(copy, arguments)
+    try:
+        _until(lambda: twin.process.poll() is not None, "the twin runs", deadline_s=60)
+        assert twin.process.returncode == 4
+        assert f"'attic' at 127.0.0.1 has the same identity as '{worker.folder.name}' at 127.0.0.1" in twin.output
+        assert "A state folder was copied" in twin.output
+        assert "Traceback" not in twin.output
+    finally:
+        twin.stop()
+    status = whole.client.status()
+    assert (status.state, status.epoch, len(status.nodes)) == ("ready", epoch, 3)
     assert _answers(whole)
 
 

@@ -1,4 +1,4 @@
-"""What the API may ask of a node beyond answers: the cluster's status and new invitations (Admin, see contracts)."""
+"""What the API may ask of a node beyond answers: status, invitations, and who must go (Admin, see contracts)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import time
 import vramancer_cli
 from transport.identity import Credentials
 from transport.pairing import CODE_VALID_S, PairingDesk
+from transport.types import NodeId
 from vramancer_cli.cluster.board import cluster_status
 from vramancer_cli.cluster.status import ClusterStatus
 from vramancer_cli.errors import NotReadyError, UsageError
-from vramancer_cli.runtime.contracts import Invitation
+from vramancer_cli.runtime.contracts import Invitation, JoinToken
 from vramancer_cli.runtime.coordinator import Coordinator
 from vramancer_cli.runtime.generation import Generation
+from vramancer_cli.runtime.registrar import Registrar
 from vramancer_cli.runtime.worker import Worker
 
 
@@ -23,8 +25,14 @@ class HeadAdmin:
     """On the head: it knows everything."""
 
     def __init__(
-        self, coordinator: Coordinator, generation: Generation, desk: PairingDesk, credentials: Credentials
+        self,
+        coordinator: Coordinator,
+        generation: Generation,
+        desk: PairingDesk,
+        credentials: Credentials,
+        registrar: Registrar | None = None,
     ) -> None:
+        self._registrar = registrar or Registrar()
         self._coordinator = coordinator
         self._generation = generation
         self._desk = desk
@@ -39,6 +47,13 @@ class HeadAdmin:
 
     async def invite(self) -> Invitation:
         return Invitation(self._desk.invite(time.time(), random.SystemRandom()), CODE_VALID_S)
+
+    async def make_token(self, *, reusable: bool, hours: float) -> JoinToken:
+        text, record = await asyncio.to_thread(self._registrar.invite, reusable=reusable, hours=hours)
+        return JoinToken(text, record.id, record.ends_s - record.made_s, reusable)
+
+    async def remove(self, node: str) -> NodeId:
+        return await self._coordinator.remove(node)
 
     def share(self) -> bytes:
         """The status as the workers' boards get it."""
@@ -75,3 +90,9 @@ class WorkerAdmin:
 
     async def invite(self) -> Invitation:
         raise UsageError("Only the master can invite.", hint="Run 'vramancer invite' on the master.")
+
+    async def make_token(self, *, reusable: bool, hours: float) -> JoinToken:
+        raise UsageError("Only the master can invite.", hint="Run 'vramancer invite --token' on the master.")
+
+    async def remove(self, node: str) -> NodeId:
+        raise UsageError("Only the master can remove a node.", hint="Run 'vramancer nodes remove' on the master.")

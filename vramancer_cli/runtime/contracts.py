@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from transport.contracts import TensorBuffer
 from transport.messages import ModelRef, Plan, Step
-from transport.types import DeviceFacts
+from transport.types import DeviceFacts, NodeId
 from vramancer_cli.cluster.status import ClusterStatus
 from vramancer_cli.models.facts import ModelFacts
 from vramancer_cli.models.sampling import Draw, Sampling
@@ -154,6 +154,16 @@ class Invitation:
     valid_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class JoinToken:
+    """`token` is a secret, shown once. `id` is what logs call it."""
+
+    token: str = field(repr=False)
+    id: str
+    valid_s: float
+    reusable: bool
+
+
 class Admin(Protocol):
     """What the API may ask of the node beyond answering."""
 
@@ -165,8 +175,16 @@ class Admin(Protocol):
         """Raises UsageError on a node that is not the head."""
         ...
 
+    async def make_token(self, *, reusable: bool, hours: float) -> JoinToken:
+        """A join token for scripts. Raises UsageError, also on a node that is not the head."""
+        ...
+
+    async def remove(self, node: str) -> NodeId:
+        """Remove a node, by name or id, from the cluster for ever. Raises UsageError, as `make_token`."""
+        ...
+
 
 __all__ = [
     "Admin", "Deployment", "DeviceExecutor", "Ends", "Engine", "Generated", "GenerationRequest", "Hidden",
-    "Invitation", "Progress", "Registry", "Stage",
+    "Invitation", "JoinToken", "Progress", "Registry", "Stage",
 ]  # fmt: skip

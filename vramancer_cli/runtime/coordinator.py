@@ -18,7 +18,7 @@ from transport.types import NodeFacts, NodeId
 from vramancer_cli.cluster import events, membership, reconcile
 from vramancer_cli.cluster.board import service_state
 from vramancer_cli.cluster.state import State, apply
-from vramancer_cli.errors import DoesNotFitError, NodeLostError, NotReadyError
+from vramancer_cli.errors import DoesNotFitError, NodeLostError, NotReadyError, UsageError
 from vramancer_cli.models.facts import ModelFacts
 from vramancer_cli.planning.facts import PlanSettings
 from vramancer_cli.planning.placement import place
@@ -28,6 +28,7 @@ from vramancer_cli.runtime.generation import Generation
 from vramancer_cli.runtime.head_parts import HeadParts
 from vramancer_cli.runtime.members import HEARTBEAT_S, Members
 from vramancer_cli.runtime.pipeline import Pipeline
+from vramancer_cli.runtime.registrar import Registrar
 from vramancer_cli.runtime.tasks import task_group
 from vramancer_cli.telemetry import log
 
@@ -50,6 +51,7 @@ class Coordinator:
         device: DeviceExecutor,
         generation: Generation,
         share_status: Callable[[], bytes],
+        registrar: Registrar | None = None,
     ) -> None:
         self._facts = facts
         self._settings = settings
@@ -60,7 +62,8 @@ class Coordinator:
         self._log = log.get("coordinator")
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
-        self._members = Members(facts, cluster, self._note)
+        self._registrar = registrar or Registrar()
+        self._members = Members(facts, cluster, self._note, self._registrar)
         self._parts = HeadParts(facts.node_id, folder, engine, device, self._note)
         self._pipeline: Pipeline | None = None
         self._network: Network | None = None
@@ -77,6 +80,7 @@ class Coordinator:
         Raises ModelError, and whatever else makes it impossible for the head to do its part.
         """
         self._network = network
+        network.shut_out(self._registrar.removed)
         try:
             async with task_group() as self._tasks:
                 self._tasks.create_task(self._reconcile(), name="reconcile")
@@ -105,8 +109,11 @@ class Coordinator:
             self._members.ping()
             await asyncio.sleep(HEARTBEAT_S)
             self._hear_self()
-            for lost in membership.silent(self.state, self._loop.time(), HEARTBEAT_S):
+            now = self._loop.time()
+            for lost in (*membership.silent(self.state, now, HEARTBEAT_S), *membership.stuck(self.state, now)):
                 self._members.lose(lost.node, lost.reason)
+            for rested in membership.rested(self.state, now):
+                self._note(rested)
             self._members.share(self._share_status())
 
     def _hear_self(self) -> None:
@@ -137,6 +144,21 @@ class Coordinator:
         """Ask every worker, and the head itself, for its figures; waits at most members.FRESH_DEADLINE_S."""
         self._hear_self()
         await self._members.refresh()
+
+    async def remove(self, name_or_id: str) -> NodeId:
+        """Remove a node from the cluster for ever, and cut its links; what ran on it ends as when a node is lost.
+
+        Raises UsageError for a name that is nobody's or several nodes', and for the head; StateFolderError.
+        """
+        present = {node: record.facts.name for node, record in self.state.nodes.items()}
+        node = self._registrar.find(name_or_id, present)
+        if node == self._facts.node_id:
+            raise UsageError("The master cannot be removed from its own cluster.", hint="'vramancer stop' ends it.")
+        await self._registrar.off_loop(partial(self._registrar.remove, node))
+        if self._network is not None:
+            self._network.shut_out(self._registrar.removed)
+        self._members.remove(node)
+        return node
 
     def activity(self) -> None:
         """Requests came or went."""
@@ -179,7 +201,7 @@ class Coordinator:
 
     def _assign(self, action: reconcile.Assign) -> None:
         plan, node = action.plan, action.node
-        self._note(events.Assigned(node, plan.epoch))
+        self._note(events.Assigned(node, plan.epoch, self._loop.time()))
         if node == self._facts.node_id:
             assert self._tasks is not None
             self._tasks.create_task(self._parts.load_stage(plan, action.stage), name="load-stage")

@@ -8,15 +8,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncGenerator, Sequence
+import time
+from collections.abc import AsyncGenerator, Generator, Sequence
 from typing import Final
 
 from transport import discovery
-from transport.endpoint import pair
-from transport.identity import ClusterAuthority, Credentials, make_key
+from transport.errors import RemovedError
+from transport.identity import ClusterAuthority, Credentials, is_heads, make_key
+from transport.joining import pair
+from transport.requesting import redeem
+from transport.tokens import Token as Token
+from transport.tokens import parse_token as parse_token
 from transport.types import Address, Peer
 from vramancer_cli.errors import UsageError, VramancerError
 from vramancer_cli.runtime.state_folder import StateFolder
+from vramancer_cli.runtime.trust_records import OwnRemoval
 
 SETTLE_S: Final = 1.5
 """Once one cluster was seen, how long to wait for the next: mDNS answers come within a second (RFC 6762, 6)."""
@@ -48,14 +54,52 @@ async def enrol(
 ) -> Credentials:
     """Pair with the master at one of `addresses`, and keep what it gave and where it is: the next start needs no code.
 
-    Raises PairingError, UnreachableError, IncompatibleError; UsageError on a head's state folder.
+    Each time with a new key, so that a removed machine comes back as another node. Raises PairingError,
+    UnreachableError, IncompatibleError, ClockError; UsageError on a head's state folder.
     """
+    _refuse_heads_folder(state_folder)
+    credentials = await pair(addresses, code, name=node_name, key_pem=make_key(), expected_prefix=expected_prefix)
+    return _keep(credentials, addresses, state_folder)
+
+
+async def enrol_by_token(
+    addresses: Sequence[Address], token: Token, node_name: str, state_folder: StateFolder
+) -> Credentials:
+    """As `enrol`, with a join token. Raises also TokenError, and OtherClusterError where it was not shown."""
+    _refuse_heads_folder(state_folder)
+    return _keep(await redeem(addresses, token, name=node_name, key_pem=make_key()), addresses, state_folder)
+
+
+def refuse_removed(state_folder: StateFolder) -> None:
+    """Raises RemovedError in the folder of a node that was removed, and has not joined again."""
+    removal = state_folder.own_removal()
+    if removal is not None:
+        raise _removed(removal.cluster)
+
+
+@contextlib.contextmanager
+def forgetting_when_removed(state_folder: StateFolder, cluster: str) -> Generator[None]:
+    """The key of a node that was removed is of no use any more: it goes, and the next start says why."""
+    try:
+        yield
+    except RemovedError as error:
+        state_folder.forget_membership(OwnRemoval(cluster, time.time()))
+        raise _removed(cluster) from error
+
+
+def _removed(cluster: str) -> RemovedError:
+    return RemovedError(f"This machine was removed from the cluster '{cluster}'.")
+
+
+def _refuse_heads_folder(state_folder: StateFolder) -> None:
     if state_folder.authority() is not None:
         raise UsageError(
             "This machine is itself the master of a cluster.",
             hint="Join from another machine, or name an empty folder with --state-dir.",
         )
-    credentials = await pair(addresses, code, name=node_name, key_pem=make_key(), expected_prefix=expected_prefix)
+
+
+def _keep(credentials: Credentials, addresses: Sequence[Address], state_folder: StateFolder) -> Credentials:
     state_folder.save_credentials(credentials)
     state_folder.save_head_addresses(addresses)
     return credentials
@@ -73,11 +117,16 @@ def found_cluster(name: str, state_folder: StateFolder, now: float) -> tuple[Cre
         authority = ClusterAuthority.create(name, now)
         state_folder.save_authority(authority)
     _refuse_other_clusters_folder(authority, credentials)
-    if credentials is None or credentials.renewable(now) or credentials.name != name:
+    if credentials is None or _to_be_signed(credentials, name, now):
         key = credentials.key_pem if credentials else make_key()
         credentials = authority.enrol_head(name, key, now)
         state_folder.save_credentials(credentials)
     return credentials, authority
+
+
+def _to_be_signed(credentials: Credentials, name: str, now: float) -> bool:
+    """Also one from before the head's certificate carried its mark."""
+    return credentials.renewable(now) or credentials.name != name or not is_heads(credentials.certificate_der)
 
 
 def _refuse_workers_folder(credentials: Credentials | None) -> None:

@@ -121,14 +121,7 @@ class _Session:
         self._task = asyncio.create_task(self._run(), name=f"generation-{plan.epoch}")
 
     def add(self, sequence: int, request: GenerationRequest) -> asyncio.Queue[Generated | VramancerError]:
-        self.scheduler.add(
-            sequence,
-            request.prompt,
-            request.sampling,
-            request.max_tokens,
-            request.stop_token_ids,
-            self._loop.time(),
-        )
+        self.scheduler.add(sequence, request.prompt, request.sampling, request.max_tokens, request.stop_token_ids)
         outbox: asyncio.Queue[Generated | VramancerError] = asyncio.Queue()
         self._outboxes[sequence] = outbox
         self._wake.set()

@@ -38,7 +38,7 @@ class HeadParts:
         """Notes StageBecameReady or StageRefused, nothing once it was let go. Raises ModelError."""
 
         def progress(loaded_bytes: int, total_bytes: int) -> None:
-            event = events.StageLoading(self._head, plan.epoch, loaded_bytes, total_bytes)
+            event = events.StageLoading(self._head, plan.epoch, loaded_bytes, total_bytes, self._loop.time())
             self._loop.call_soon_threadsafe(self._note, event)
 
         try:

@@ -6,12 +6,14 @@ What a worker says becomes a cluster event; what to do about it is the coordinat
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 import msgspec
 
-from transport.contracts import ControlLink
+from transport.contracts import ControlLink, Outcome
 from transport.errors import LinkClosedError, RemoteProtocolError, TransportError
 from transport.messages import (
     Assign,
@@ -23,6 +25,10 @@ from transport.messages import (
     Pong,
     Refused,
     Release,
+    Removed,
+    Renew,
+    Renewed,
+    Roll,
     StageFailed,
     StageReady,
     StatusShare,
@@ -30,14 +36,20 @@ from transport.messages import (
 )
 from transport.types import Address, NodeFacts, NodeId
 from vramancer_cli.cluster import events
+from vramancer_cli.runtime.registrar import Registrar
 from vramancer_cli.runtime.tasks import task_group
 from vramancer_cli.telemetry import log
+from vramancer_cli.telemetry.security import Kind
 
 HEARTBEAT_S = 1.0
 JOIN_DEADLINE_S = 10.0
 FRESH_DEADLINE_S = 1.0
+TWIN_DEADLINE_S = 2.0
+"""Within this, the old link of a node that joins again answers, or is taken for dead."""
 MAX_NODES = 256
 OUTBOX_BOUND = 64
+PART_S = 0.4
+"""What a removed node gets to take the news; the link's own goodbye comes on top."""
 
 Note = Callable[[events.Event], None]
 
@@ -51,16 +63,24 @@ class _Member:
     outbox: asyncio.Queue[Message] = field(default_factory=lambda: asyncio.Queue[Message](OUTBOX_BOUND))
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     reason: str = ""
+    removed: bool = False
     epoch: int | None = None
     ping_number: int = 0
     pinged_at: float = 0.0
     pong_number: int = 0
 
 
-class Members:
-    """All methods on the event loop. `note` gets an event for everything that happens to a worker."""
+_Asked = Sequence[tuple[_Member, int]]
 
-    def __init__(self, facts: NodeFacts, cluster: str, note: Note) -> None:
+
+class Members:
+    """All methods on the event loop. `note` gets an event for everything that happens to a worker.
+
+    `registrar` says who was removed, and renews certificates.
+    """
+
+    def __init__(self, facts: NodeFacts, cluster: str, note: Note, registrar: Registrar | None = None) -> None:
+        self._registrar = registrar or Registrar()
         self._facts = facts
         self._cluster = cluster
         self._note = note
@@ -80,9 +100,17 @@ class Members:
             return
         if not isinstance(join, Join) or join.facts.node_id != link.hello.node:
             raise RemoteProtocolError("A control link must begin with a Join of its own node.")
-        refusal = self._refusal(join.facts)
+        twin = await self._twin(link, join.facts)
+        if self._registrar.is_removed(join.facts.node_id):
+            self._log.warning("a removed node came back", name=join.facts.name, node=join.facts.node_id)
+            self._registrar.note(Outcome("removed", join.facts.node_id), link.address.host)
+            await link.send(Removed())
+            return
+        refusal = twin or self._refusal(join.facts)
         if refusal is not None:
             self._log.warning("node refused", name=join.facts.name, reason=refusal.reason)
+            if twin is not None:
+                self._note_security(Kind.COPY_REFUSED, link, join.facts)
             await link.send(refusal)
             return
         await self._serve(link, join.facts)
@@ -96,16 +124,32 @@ class Members:
                 "Versions that compute differently cannot share a model: install the same VRAMancer on both.",
             )
         if len(self._members) >= MAX_NODES and facts.node_id not in self._members:
-            return Refused(f"The cluster is full ({MAX_NODES} nodes).", "Remove a node first.")
+            return Refused(
+                f"The cluster is full ({MAX_NODES} nodes).", "Remove one first: 'vramancer nodes remove NAME'."
+            )
+        return None
+
+    async def _twin(self, link: ControlLink, facts: NodeFacts) -> Refused | None:
+        """A node that comes while its old link stands has started again, unless that link answers: then two machines
+        have one identity, and would take turns evicting each other. The one that was first stays."""
+        while (old := self._members.get(facts.node_id)) is not None:
+            if await self._answer(self._ask([facts.node_id]), TWIN_DEADLINE_S):
+                return Refused(
+                    f"'{facts.name}' at {link.address.host} has the same identity as '{old.name}' at "
+                    f"{old.control.address.host}, which is in the cluster and answers.",
+                    "A state folder was copied: delete the copy, and join again from there with a code of its own.",
+                )
+            self._lose_member(facts.node_id, old, "it joined again")
         return None
 
     async def _serve(self, link: ControlLink, facts: NodeFacts) -> None:
         node = facts.node_id
-        self.lose(node, "it joined again")
         member = self._members[node] = _Member(facts.name, link)
         try:
             await link.send(Welcome(self._cluster, self._facts.node_id, self._facts.addresses, HEARTBEAT_S))
+            await link.send(self._roll())
             self._joined(link, member, facts)
+            await self._registrar.off_loop(partial(self._registrar.named, node, facts.name))
             async with task_group() as group:
                 group.create_task(self._send_out(member), name=f"send-{facts.name}")
                 group.create_task(self._end_when_lost(member), name=f"lost-{facts.name}")
@@ -115,7 +159,15 @@ class Members:
             self._lose_member(node, member, str(error) or "the master is shutting down")
             raise
         finally:
-            await link.close(member.reason)
+            await self._part(member)
+
+    async def _part(self, member: _Member) -> None:
+        """Within a second, whether the other side listens or not."""
+        if member.removed:
+            with suppress(TransportError, TimeoutError):
+                async with asyncio.timeout(PART_S):
+                    await member.control.send(Removed())
+        await member.control.close(member.reason)
 
     def _joined(self, link: ControlLink, member: _Member, facts: NodeFacts) -> None:
         if member.ended.is_set():
@@ -123,6 +175,10 @@ class Members:
         facts = msgspec.structs.replace(facts, addresses=_dialable(link.address, facts.addresses))
         self._note(events.NodeJoined(facts, at=self._loop.time(), is_head=False))
         self._log.info("node joined", name=facts.name, node=facts.node_id, device=str(facts.device))
+        self._note_security(Kind.JOINED, link, facts)
+
+    def _note_security(self, kind: Kind, link: ControlLink, facts: NodeFacts) -> None:
+        self._registrar.events.note(kind, node=facts.node_id, name=facts.name, address=link.address.host)
 
     async def _send_out(self, member: _Member) -> None:
         """A slow worker holds up nobody else: each link has its own queue."""
@@ -140,7 +196,8 @@ class Members:
             case Pong():
                 self._ponged_by(node, member, message)
             case LoadProgress():
-                self._note(events.StageLoading(node, message.epoch, message.loaded_bytes, message.total_bytes))
+                loaded = (message.epoch, message.loaded_bytes, message.total_bytes)
+                self._note(events.StageLoading(node, *loaded, self._loop.time()))
             case StageReady():
                 self._note(events.StageBecameReady(node, message.epoch, message.direct))
             case AssignRefused():
@@ -149,6 +206,8 @@ class Members:
                 self._note(events.StageRefused(node, *refused))
             case StageFailed():
                 self._stage_failed(node, member, message)
+            case Renew():
+                self._send(node, Renewed(self._registrar.renew(node, message.request)))
             case _:
                 raise RemoteProtocolError(f"A worker sent {type(message).__name__}, which a head does not take.")
 
@@ -165,7 +224,7 @@ class Members:
         What is said of a stage that it was told to unload meanwhile is no news.
         """
         if failed.epoch == member.epoch:
-            self.lose(node, failed.reason)
+            self._lose_member(node, member, failed.reason, failed=True)
 
     # --- losing -------------------------------------------------------------------------------------------------
 
@@ -175,7 +234,19 @@ class Members:
         if member is not None:
             self._lose_member(node, member, reason)
 
-    def _lose_member(self, node: NodeId, member: _Member, reason: str) -> None:
+    def remove(self, node: NodeId) -> None:
+        """The registrar has removed it: tell it, cut its link, and tell all others."""
+        member = self._members.get(node)
+        if member is not None:
+            member.removed = True
+            self._lose_member(node, member, "it was removed from the cluster")
+        for other in list(self._members):
+            self._send(other, self._roll())
+
+    def _roll(self) -> Roll:
+        return Roll(tuple(sorted(self._registrar.removed)), self._registrar.now())
+
+    def _lose_member(self, node: NodeId, member: _Member, reason: str, *, failed: bool = False) -> None:
         if member.ended.is_set():
             return
         del self._members[node]
@@ -183,7 +254,7 @@ class Members:
         member.ended.set()
         self._answered.set()
         self._log.warning("node lost", name=member.name, reason=reason)
-        self._note(events.NodeLost(node, reason, self._loop.time()))
+        self._note(events.NodeLost(node, reason, self._loop.time(), failed))
 
     # --- what is told to them -----------------------------------------------------------------------------------
 
@@ -198,22 +269,28 @@ class Members:
             self._send(node, StatusShare(status))
 
     def ping(self) -> None:
-        for node, member in list(self._members.items()):
-            member.ping_number += 1
-            member.pinged_at = self._loop.time()
-            self._send(node, Ping(member.ping_number))
+        self._ask(list(self._members))
 
     async def refresh(self) -> None:
         """Ask all for their figures; waits for them at most FRESH_DEADLINE_S."""
-        self.ping()
-        asked = [(member, member.ping_number) for member in self._members.values()]
-        try:
-            async with asyncio.timeout(FRESH_DEADLINE_S):
+        await self._answer(self._ask(list(self._members)), FRESH_DEADLINE_S)
+
+    def _ask(self, nodes: Sequence[NodeId]) -> _Asked:
+        """Ping these members. Gives each with its ping's number."""
+        asked = [(self._members[node], self._members[node].ping_number + 1) for node in nodes]
+        for node, (member, number) in zip(nodes, asked, strict=True):
+            member.ping_number, member.pinged_at = number, self._loop.time()
+            self._send(node, Ping(number))
+        return asked
+
+    async def _answer(self, asked: _Asked, within_s: float) -> bool:
+        """Waits until each has answered or was lost. Whether all have answered in time."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
                 while any(not m.ended.is_set() and m.pong_number < number for m, number in asked):
                     self._answered.clear()
                     await self._answered.wait()
-        except TimeoutError:
-            return
+        return all(m.pong_number >= number for m, number in asked)
 
     def _tell(self, node: NodeId, message: Message, epoch: int | None) -> None:
         member = self._members.get(node)

@@ -9,7 +9,14 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 from transport.contracts import ControlLink, Network, Received
-from transport.errors import IncompatibleError, LinkClosedError, RemoteProtocolError, TransportError, TrustError
+from transport.errors import (
+    IncompatibleError,
+    LinkClosedError,
+    RemoteProtocolError,
+    RemovedError,
+    TransportError,
+    TrustError,
+)
 from transport.messages import (
     Assign,
     Join,
@@ -19,12 +26,17 @@ from transport.messages import (
     Pong,
     Refused,
     Release,
+    Removed,
+    Renew,
+    Renewed,
+    Roll,
     StatusShare,
     Welcome,
 )
 from transport.types import Address, LayerRange, NodeFacts, NodeId
 from vramancer_cli.errors import VramancerError
 from vramancer_cli.runtime.contracts import DeviceExecutor, Engine
+from vramancer_cli.runtime.renewal import Renewal
 from vramancer_cli.runtime.tasks import task_group
 from vramancer_cli.runtime.worker_stage import WorkerStage
 from vramancer_cli.telemetry import log
@@ -34,6 +46,7 @@ MISSED_HEARTBEATS = 3
 OUTBOX_BOUND = 256
 RETRY_FIRST_S = 0.5
 RETRY_LAST_S = 4.0
+RENEWAL_LOOK_S = 3600.0
 
 FindHead = Callable[[], Awaitable[Sequence[Address]]]
 """Where the head may be now, best guess first."""
@@ -59,6 +72,7 @@ class Worker:
         self._log = log.get("worker")
         self._stage = WorkerStage(engine, device, self._report)
         self._session: _Session | None = None
+        self._renewal: Renewal | None = None
         self.cluster = ""
         self.status = b""
 
@@ -66,16 +80,28 @@ class Worker:
     def layers(self) -> LayerRange | None:
         return self._stage.layers
 
-    async def stay(self, network: Network, find_head: FindHead, head: NodeId, remember: Remember) -> None:
+    async def stay(
+        self,
+        network: Network,
+        find_head: FindHead,
+        head: NodeId,
+        remember: Remember,
+        renewal: Renewal | None = None,
+    ) -> None:
         """Dial the head and serve it; when it is lost, dial again after a growing pause, until cancelled.
 
-        `remember` gets the head's addresses each time it let this node in.
-        Raises RefusedByHeadError, TrustError, IncompatibleError: trying again would not help.
+        `remember` gets the head's addresses each time it let this node in; `renewal` keeps its certificate young.
+        Raises RefusedByHeadError, TrustError (RemovedError, ClockError), IncompatibleError: trying again would not
+        help.
         """
+        self._renewal = renewal
         pause_s = RETRY_FIRST_S
         while True:
             try:
-                link = await network.dial_control(await find_head(), head)
+                addresses = await find_head()
+                if renewal is not None:
+                    await renewal.before_dialling(addresses)
+                link = await network.dial_control(addresses, head)
                 await self.serve(link, network, remember)
             except (TrustError, IncompatibleError):
                 raise
@@ -91,7 +117,8 @@ class Worker:
         try:
             welcome = await self._join(link)
             remember((link.address, *(a for a in welcome.head_addresses if a != link.address)))
-            self._session = _Session(self, self._stage, link, network, MISSED_HEARTBEATS * welcome.heartbeat_s)
+            silence_s = MISSED_HEARTBEATS * welcome.heartbeat_s
+            self._session = _Session(self, self._stage, link, network, silence_s, self._renewal)
             await self._session.run()
         finally:
             self._session = None
@@ -102,6 +129,8 @@ class Worker:
         await link.send(Join(self._facts()))
         async with asyncio.timeout(JOIN_DEADLINE_S):
             answer = await link.receive()
+        if isinstance(answer, Removed):
+            raise RemovedError
         if isinstance(answer, Refused):
             raise RefusedByHeadError(answer.reason, hint=answer.hint)
         if not isinstance(answer, Welcome):
@@ -131,9 +160,16 @@ class _Session:
     """The time between Welcome and the end of one control link."""
 
     def __init__(
-        self, worker: Worker, stage: WorkerStage, link: ControlLink, network: Network, silence_s: float
+        self,
+        worker: Worker,
+        stage: WorkerStage,
+        link: ControlLink,
+        network: Network,
+        silence_s: float,
+        renewal: Renewal | None,
     ) -> None:
         self._worker = worker
+        self._renewal = renewal
         self._stage = stage
         self._link = link
         self._network = network
@@ -147,6 +183,8 @@ class _Session:
         """Until the link ends: raises LinkClosedError, RemoteProtocolError."""
         async with task_group() as group:
             group.create_task(self._send_out(), name="worker-send")
+            if self._renewal is not None:
+                group.create_task(self._ask_when_due(self._renewal), name="worker-renew")
             while True:
                 self._obey(group, await self._receive())
 
@@ -161,6 +199,13 @@ class _Session:
         while not self._overflowed:
             await self._link.send(await self._outbox.get())
         raise LinkClosedError("The head does not take what this node reports.")
+
+    async def _ask_when_due(self, renewal: Renewal) -> None:
+        while True:
+            request = renewal.request()
+            if request is not None:
+                self.report(Renew(request))
+            await asyncio.sleep(RENEWAL_LOOK_S)
 
     async def _receive(self) -> Message:
         try:
@@ -183,6 +228,15 @@ class _Session:
                     self._stage.let_go()
             case StatusShare():
                 self._worker.status = message.status
+            case Roll():
+                self._network.shut_out(frozenset(message.removed))
+                if self._renewal is not None:
+                    self._renewal.check_clock(message.head_time_s)
+            case Renewed():
+                if self._renewal is not None:
+                    group.create_task(self._renewal.take(message.certificate), name="worker-renewed")
+            case Removed():
+                raise RemovedError
             case _:
                 raise RemoteProtocolError(f"The head sent {type(message).__name__}, which a worker does not take.")
 

@@ -4,20 +4,25 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from tests.helpers.cluster import make_credentials
 from tests.helpers.pipeline_bench import SMALL
-from tests.helpers.simulated_cluster import SimulatedCluster
+from tests.helpers.simulated_cluster import SimulatedCluster, node_id
 from tests.helpers.virtual_time import run
+from transport.errors import RemovedError
 from transport.identity import ClusterAuthority
 from transport.pairing import PairingDesk
+from transport.tokens import parse_token
 from vramancer_cli.cluster.status import ClusterStatus
 from vramancer_cli.errors import NotReadyError, UsageError
 from vramancer_cli.runtime.admin import HeadAdmin, WorkerAdmin
 from vramancer_cli.runtime.contracts import Admin
+from vramancer_cli.runtime.coordinator import Coordinator
+from vramancer_cli.runtime.generation import Generation
+from vramancer_cli.runtime.registrar import Registrar
 
 Scene = Callable[[SimulatedCluster, HeadAdmin, PairingDesk], Coroutine[Any, Any, None]]
 
@@ -81,6 +86,22 @@ def test_an_invitation_is_a_code_that_the_desk_takes() -> None:
     play(scene)
 
 
+def test_a_token_is_one_of_the_registrars() -> None:
+    authority = ClusterAuthority.create("otter-cove", time.time())
+    registrar = Registrar(authority=authority)
+
+    async def main() -> None:
+        admin = HeadAdmin(
+            cast(Coordinator, None), cast(Generation, None), PairingDesk(), make_credentials(authority, "x"), registrar
+        )
+        made = await admin.make_token(reusable=True, hours=2)
+        assert (made.valid_s, made.reusable, made.id) == (7200.0, True, registrar.tokens[0].id)
+        assert registrar.redeem(parse_token(made.token).secret, "e" * 32, time.time())
+        assert made.token not in repr(made)
+
+    asyncio.run(main())
+
+
 def test_a_worker_knows_what_the_head_last_shared() -> None:
     async def scene(cluster: SimulatedCluster, head: HeadAdmin, _: PairingDesk) -> None:
         worker = cluster.join(1, SMALL).worker
@@ -92,5 +113,22 @@ def test_a_worker_knows_what_the_head_last_shared() -> None:
         assert await admin.status(fresh=True) == await head.status()
         with pytest.raises(UsageError, match="Only the master"):
             await admin.invite()
+        with pytest.raises(UsageError, match="Only the master"):
+            await admin.make_token(reusable=False, hours=1)
+        with pytest.raises(UsageError, match="Only the master"):
+            await admin.remove("node-1")
+
+    play(scene)
+
+
+def test_the_head_removes_a_node() -> None:
+    async def scene(cluster: SimulatedCluster, admin: HeadAdmin, _: PairingDesk) -> None:
+        worker = cluster.join(1, SMALL)
+        await asyncio.sleep(1)
+        assert await admin.remove("node-1") == node_id(1)
+        with pytest.raises(RemovedError):
+            await worker.task
+        [node] = [node for node in (await admin.status()).nodes if node.name == "node-1"]
+        assert node.state == "lost"
 
     play(scene)

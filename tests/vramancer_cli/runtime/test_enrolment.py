@@ -5,16 +5,19 @@ import secrets
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.helpers.cluster import open_node
-from transport import discovery
+from transport import discovery, identity
+from transport.errors import RemovedError, TrustError
 from transport.pairing import PairingDesk, PairingError
 from transport.types import Address, Peer
 from vramancer_cli.errors import UsageError, VramancerError
 from vramancer_cli.runtime import enrolment
+from vramancer_cli.runtime.registrar import Registrar
 from vramancer_cli.runtime.state_folder import StateFolder
 
 DAY_S = 86400
@@ -113,6 +116,55 @@ def test_files_of_two_clusters_in_one_folder_are_a_named_error(tmp_path: Path, h
     head_folder.save_credentials(foreign)
     with pytest.raises(VramancerError, match="two clusters"):
         enrolment.found_cluster("tower", head_folder, time.time())
+
+
+async def test_a_token_enrols_and_comes_back_without_one(head_folder: StateFolder, worker_folder: StateFolder) -> None:
+    head, authority = enrolment.found_cluster("tower", head_folder, time.time())
+    registrar = Registrar(head_folder, authority)
+    token = enrolment.parse_token(registrar.invite(reusable=False, hours=1)[0])
+    async with open_node(head, desk=PairingDesk(), authority=authority, book=registrar) as master:
+        made = await enrolment.enrol_by_token(master.addresses, token, "laptop", worker_folder)
+        assert worker_folder.credentials() == made
+        async with open_node(made) as worker:
+            link = await worker.endpoint.dial_control(worker_folder.head_addresses(), made.head)
+            assert link.hello.node == head.node_id
+    with pytest.raises(UsageError, match="itself the master"):
+        await enrolment.enrol_by_token([], token, "x", head_folder)
+
+
+def test_a_removed_node_forgets_its_key_and_remembers_why(head_folder: StateFolder, worker_folder: StateFolder) -> None:
+    credentials, _ = enrolment.found_cluster("tower", head_folder, time.time())
+    worker_folder.save_credentials(credentials)
+    worker_folder.save_head_addresses([Address("127.0.0.1", 9)])
+    enrolment.refuse_removed(worker_folder)
+    with pytest.raises(RemovedError, match="removed from the cluster 'tower'") as raised:
+        with enrolment.forgetting_when_removed(worker_folder, "tower"):
+            raise RemovedError
+    assert raised.value.exit_code == 4
+    assert [path.name for path in worker_folder.path.iterdir()] == ["removed.json"]
+    with pytest.raises(RemovedError, match="'tower'"):
+        enrolment.refuse_removed(worker_folder)
+    worker_folder.save_credentials(credentials)
+    enrolment.refuse_removed(worker_folder)
+
+
+def test_other_errors_cost_no_node_its_key(head_folder: StateFolder, worker_folder: StateFolder) -> None:
+    credentials, _ = enrolment.found_cluster("tower", head_folder, time.time())
+    worker_folder.save_credentials(credentials)
+    with pytest.raises(TrustError):
+        with enrolment.forgetting_when_removed(worker_folder, "tower"):
+            raise TrustError
+    assert worker_folder.credentials() == credentials
+
+
+def test_a_head_from_before_the_mark_gets_a_certificate_with_it(head_folder: StateFolder) -> None:
+    """Else no token of its could be redeemed: joiners show them to the marked machine only."""
+    credentials, authority = enrolment.found_cluster("tower", head_folder, time.time())
+    plain = authority.issue(identity.make_request(credentials.key_pem), time.time())
+    head_folder.save_credentials(replace(credentials, certificate_pem=identity.to_pem(plain)))
+    again, _ = enrolment.found_cluster("tower", head_folder, time.time())
+    assert identity.is_heads(again.certificate_der)
+    assert again.node_id == credentials.node_id
 
 
 def test_importing_it_loads_nothing_heavy() -> None:

@@ -39,8 +39,10 @@ def test_stage_and_ends_are_loaded_noted_and_given_back() -> None:
         await bench.parts.load_stage(PLAN, 0)
         assert await bench.parts.load_ends(PLAN) is not None
         await asyncio.sleep(0)
+        loaded = next(event for event in bench.noted if isinstance(event, events.StageLoading))
+        assert 0.0 <= loaded.at <= asyncio.get_running_loop().time()
         assert set(bench.noted) == {
-            events.StageLoading(HEAD, 3, 1, 1),
+            events.StageLoading(HEAD, 3, 1, 1, loaded.at),
             events.StageBecameReady(HEAD, 3, direct=True),
         }
         assert bench.parts.stage is not None

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -11,8 +12,10 @@ from tests.helpers.arithmetic_engine import ArithmeticEngine
 from tests.helpers.pipeline_bench import HEAD, SMALL, Silence, address, make_assign, make_plan, no_control
 from tests.helpers.simulated_cluster import SimulatedHub, hello, node_facts, node_id
 from tests.helpers.virtual_time import run
+from transport import identity
 from transport.contracts import ControlLink
 from transport.errors import LinkClosedError, TransportError
+from transport.identity import ClusterAuthority
 from transport.messages import (
     Assign,
     AssignRefused,
@@ -25,6 +28,10 @@ from transport.messages import (
     Pong,
     Refused,
     Release,
+    Removed,
+    Renew,
+    Renewed,
+    Roll,
     StageFailed,
     StageReady,
     StatusShare,
@@ -33,10 +40,15 @@ from transport.messages import (
 from transport.types import Address, NodeFacts, Versions
 from vramancer_cli.cluster import events
 from vramancer_cli.runtime import members
-from vramancer_cli.runtime.members import FRESH_DEADLINE_S, JOIN_DEADLINE_S, OUTBOX_BOUND, Members
+from vramancer_cli.runtime.members import FRESH_DEADLINE_S, JOIN_DEADLINE_S, OUTBOX_BOUND, TWIN_DEADLINE_S, Members
+from vramancer_cli.runtime.registrar import Registrar
+from vramancer_cli.telemetry.security import Kind
+from vramancer_cli.telemetry.security_log import SecurityLog, read
 
 E = TypeVar("E")
 LOAD = NodeLoad(1, 2, 3)
+NOW = 1_800_000_000.0
+AUTHORITY = ClusterAuthority.create("home", NOW)
 
 
 def facts(number: int) -> NodeFacts:
@@ -49,7 +61,8 @@ class MembersBench:
     def __init__(self) -> None:
         self.hub = SimulatedHub(0.01)
         self.noted: list[events.Event] = []
-        self.members = Members(facts(0), "home", self.noted.append)
+        self.registrar = Registrar(authority=AUTHORITY, clock=lambda: NOW)
+        self.members = Members(facts(0), "home", self.noted.append, self.registrar)
         self.hub.network(hello(0), address(0), self.members.accept, Silence())
         self.dialled = 0
 
@@ -62,6 +75,7 @@ class MembersBench:
         link = await self.dial(number)
         await link.send(Join(joining or facts(number)))
         assert isinstance(await link.receive(), Welcome)
+        assert isinstance(await link.receive(), Roll)
         return link
 
     def only(self, kind: type[E]) -> list[E]:
@@ -223,6 +237,80 @@ def test_the_end_of_the_old_link_says_nothing_of_the_new_one() -> None:
     play(scene)
 
 
+async def answering(link: ControlLink) -> None:
+    """A worker that lives: every ping gets its pong."""
+    while True:
+        message = await link.receive()
+        if isinstance(message, Ping):
+            await link.send(Pong(message.number, LOAD))
+
+
+def test_a_twin_is_refused_while_the_first_answers_and_both_are_named() -> None:
+    async def scene(bench: MembersBench) -> None:
+        first = await bench.join(1)
+        living = asyncio.create_task(answering(first))
+        for dialled in (2, 3):
+            copy = await bench.dial(1)
+            await copy.send(Join(msgspec.structs.replace(facts(1), name="attic")))
+            refused, end = await said(copy)
+            assert isinstance(refused, Refused) and isinstance(end, str)
+            assert f"'attic' at dial {dialled} has the same identity as 'node-1' at dial 1" in refused.reason
+            assert "copied" in refused.hint
+        assert not living.done() and bench.only(events.NodeLost) == []
+        assert len(bench.only(events.NodeJoined)) == 1
+        living.cancel()
+
+    play(scene)
+
+
+def test_a_node_whose_old_link_ended_is_let_in_without_a_pause() -> None:
+    async def scene(bench: MembersBench) -> None:
+        await (await bench.join(1)).close("the machine restarts")
+        await asyncio.sleep(0.1)
+        began_s = asyncio.get_running_loop().time()
+        await bench.join(1)
+        assert asyncio.get_running_loop().time() - began_s < 0.1
+
+    play(scene)
+
+
+def test_of_two_that_come_for_one_dead_link_one_gets_in() -> None:
+    async def scene(bench: MembersBench) -> None:
+        await bench.join(1)  # and never answers
+        links = [await bench.dial(1) for _ in range(2)]
+        for link in links:
+            await link.send(Join(facts(1)))
+        heard: list[Message] = []
+
+        async def live(link: ControlLink) -> None:
+            heard.append(await link.receive())
+            await answering(link)
+
+        living = [asyncio.create_task(live(link)) for link in links]
+        await asyncio.sleep(2.5 * TWIN_DEADLINE_S)
+        assert {type(message) for message in heard} == {Welcome, Refused}
+        assert [lost.reason for lost in bench.only(events.NodeLost)] == ["it joined again"]
+        for task in living:
+            task.cancel()
+        await asyncio.gather(*living, return_exceptions=True)
+
+    play(scene)
+
+
+def test_a_node_that_is_removed_while_its_old_link_is_asked_does_not_get_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(bench: MembersBench) -> None:
+        await bench.join(1)
+        again = await bench.dial(1)
+        await again.send(Join(facts(1)))
+        await asyncio.sleep(0.5 * TWIN_DEADLINE_S)
+        monkeypatch.setattr(bench.members._registrar, "is_removed", lambda node: node == node_id(1))
+        bench.members.remove(node_id(1))
+        assert isinstance((await said(again))[0], Removed)
+        assert bench.members._members == {}
+
+    play(scene)
+
+
 # --- what workers say -----------------------------------------------------------------------------------------------
 
 
@@ -240,7 +328,7 @@ def test_what_a_worker_says_becomes_an_event() -> None:
         await asyncio.sleep(0.1)
         node, now = node_id(1), bench.only(events.NodeHeard)[0].at
         assert bench.noted == [
-            events.StageLoading(node, 3, 1, 2),
+            events.StageLoading(node, 3, 1, 2, now),
             events.StageBecameReady(node, 3, direct=True),
             events.StageRefused(node, 3, 10, 4, "too much"),
             events.NodeHeard(node, now, LOAD, None),
@@ -277,7 +365,8 @@ def test_a_failed_stage_loses_the_node_unless_it_was_released_meanwhile() -> Non
         bench.members.assign(node_id(1), make_assign(plan, 1))
         await link.send(StageFailed(5, 0, "a tensor is not finite"))
         await asyncio.sleep(0.1)
-        assert [lost.reason for lost in bench.only(events.NodeLost)] == ["a tensor is not finite"]
+        [lost] = bench.only(events.NodeLost)
+        assert (lost.reason, lost.failed) == ("a tensor is not finite", True)
         assert (await said(link))[-1] == "a tensor is not finite"
 
     play(scene)
@@ -392,3 +481,121 @@ def test_losing_tells_the_worker_why_and_leaves_no_task() -> None:
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     play(scene)
+
+
+# --- removal and renewal ----------------------------------------------------------------------------------------------
+
+
+def test_a_removed_node_is_told_and_cut_within_a_second_and_the_others_learn_it() -> None:
+    async def scene(bench: MembersBench) -> None:
+        gone, stays = await bench.join(1), await bench.join(2)
+        bench.registrar.remove(node_id(1))
+        bench.members.remove(node_id(1))
+        told, end = await said(gone, 1.0)
+        assert told == Removed()
+        assert end == "it was removed from the cluster"
+        [roll] = await said(stays, 1.0)
+        assert isinstance(roll, Roll)
+        assert roll.removed == (node_id(1),)
+        [lost] = bench.only(events.NodeLost)
+        assert (lost.node, lost.reason) == (node_id(1), "it was removed from the cluster")
+
+    play(scene)
+
+
+def test_one_that_takes_nothing_is_cut_all_the_same() -> None:
+    async def scene(bench: MembersBench) -> None:
+        link = await bench.join(1)
+        bench.hub.partition(node_id(1))
+        for _ in range(3):
+            bench.members.ping()
+        bench.registrar.remove(node_id(1))
+        bench.members.remove(node_id(1))
+        await asyncio.sleep(1.0)
+        assert bench.members._members == {}
+        assert {task.get_name() for task in asyncio.all_tasks()}.isdisjoint({"send-node-1", "lost-node-1"})
+        assert link is not None
+
+    play(scene)
+
+
+def test_it_does_not_come_back_and_hears_why() -> None:
+    async def scene(bench: MembersBench) -> None:
+        bench.registrar.remove(node_id(1))
+        link = await bench.dial(1)
+        await link.send(Join(facts(1)))
+        told, end = await said(link)
+        assert told == Removed()
+        assert isinstance(end, str)
+        assert bench.noted == []
+
+    play(scene)
+
+
+def test_who_joins_learns_at_once_who_was_removed_and_what_time_it_is() -> None:
+    async def scene(bench: MembersBench) -> None:
+        bench.registrar.remove(node_id(7))
+        link = await bench.dial(1)
+        await link.send(Join(facts(1)))
+        _, roll = await link.receive(), await link.receive()
+        assert roll == Roll((node_id(7),), NOW)
+
+    play(scene)
+
+
+def test_a_certificate_is_renewed_for_the_node_of_the_link_only() -> None:
+    async def scene(bench: MembersBench) -> None:
+        link = await bench.join(1)
+        await link.send(Renew(identity.make_request(identity.make_key())))
+        [end] = await said(link)
+        assert isinstance(end, str)
+        [lost] = bench.only(events.NodeLost)
+        assert "certificate of another one" in lost.reason
+
+    play(scene)
+
+
+def test_a_renewal_is_answered_with_the_certificate() -> None:
+    key = identity.make_key()
+    node = identity.node_id_of_key(key)
+
+    async def scene(bench: MembersBench) -> None:
+        network = bench.hub.network(
+            msgspec.structs.replace(hello(1), node=node), Address("dial x", 7), no_control, Silence()
+        )
+        link = await network.dial_control((address(0),), HEAD)
+        await link.send(Join(msgspec.structs.replace(facts(1), node_id=node)))
+        await link.send(Renew(identity.make_request(key)))
+        [renewed] = [message for message in await said(link) if isinstance(message, Renewed)]
+        identity.check_issued(renewed.certificate, identity.to_der(AUTHORITY.certificate_pem), node)
+
+    play(scene)
+
+
+# --- the security log -------------------------------------------------------------------------------------------------
+
+
+def test_who_joins_who_comes_twice_and_who_comes_back_is_noted(tmp_path: Path) -> None:
+    async def scene(bench: MembersBench) -> None:
+        bench.registrar.events = SecurityLog(tmp_path)
+        joined = await bench.join(1)
+        living = asyncio.create_task(answering(joined))
+        copy = await bench.dial(1)
+        await copy.send(Join(msgspec.structs.replace(facts(1), name="attic")))
+        assert isinstance((await said(copy))[0], Refused)
+        living.cancel()
+        bench.registrar.remove(node_id(1))
+        bench.members.remove(node_id(1))
+        network = bench.hub.network(hello(1), Address("192.0.2.7", 4444), no_control, Silence())
+        back = await network.dial_control((address(0),), HEAD)
+        await back.send(Join(facts(1)))
+        assert isinstance((await said(back))[0], Removed)
+        bench.registrar.events.close()
+
+    play(scene)
+    assert [(event.kind, event.node, event.name, event.address) for event in read(tmp_path, 9)] == [
+        (Kind.JOINED, node_id(1), "node-1", ""),
+        (Kind.COPY_REFUSED, node_id(1), "attic", ""),
+        (Kind.REMOVED, node_id(1), "", ""),
+        (Kind.TURNED_AWAY, node_id(1), "", "192.0.2.7"),
+    ]

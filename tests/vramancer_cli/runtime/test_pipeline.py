@@ -53,7 +53,7 @@ async def test_on_a_real_device_thread() -> None:
 
 def started(bench: PipelineBench) -> Scheduled:
     """A step of three tokens under way, whose frames nobody but the test answers."""
-    bench.scheduler.add(0, (1, 2, 3), Sampling(), 5, frozenset(), 0.0)
+    bench.scheduler.add(0, (1, 2, 3), Sampling(), 5, frozenset())
     scheduled = bench.scheduler.schedule(0.0)
     assert scheduled is not None
     bench.pipeline.submit(scheduled)
@@ -147,7 +147,7 @@ def test_a_link_that_takes_nothing_is_the_next_nodes_fault() -> None:
 def test_what_fails_on_the_head_is_the_heads_fault() -> None:
     async def scene() -> None:
         async with PipelineBench(WHOLE) as bench:
-            bench.scheduler.add(0, (1, 2, 3), Sampling(), 5, frozenset(), 0.0)
+            bench.scheduler.add(0, (1, 2, 3), Sampling(), 5, frozenset())
             first = bench.scheduler.schedule(0.0)
             assert first is not None
             wrong = Scheduled(Step(1, 0, first.step.rows), (1,), first.draws, first.sampled)
@@ -174,7 +174,7 @@ async def test_a_device_that_takes_no_work_is_the_heads_fault() -> None:
 def test_closing_cancels_what_is_in_flight_and_keeps_quiet_about_the_rest() -> None:
     async def scene() -> None:
         async with PipelineBench(SMALL, SMALL, SMALL) as bench:
-            bench.scheduler.add(0, (1, 2, 3), Sampling(), 5, frozenset(), 0.0)
+            bench.scheduler.add(0, (1, 2, 3), Sampling(), 5, frozenset())
             scheduled = bench.scheduler.schedule(0.0)
             assert scheduled is not None
             tokens = bench.pipeline.submit(scheduled)

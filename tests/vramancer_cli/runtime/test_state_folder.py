@@ -3,8 +3,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import stat
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,7 +12,8 @@ from transport import identity
 from transport.identity import ClusterAuthority
 from transport.types import Address
 from vramancer_cli.runtime import state_folder
-from vramancer_cli.runtime.state_folder import RunRecord, StateFolder, StateFolderError
+from vramancer_cli.runtime.state_folder import StateFolder
+from vramancer_cli.runtime.whole_file import StateFolderError
 
 AUTHORITY = ClusterAuthority.create("home", time.time())
 HEAD = AUTHORITY.enrol_head("tower", identity.make_key(), time.time())
@@ -30,17 +29,15 @@ def mode(path: Path) -> int:
 
 
 def test_an_empty_folder_holds_nothing_and_is_not_made_by_reading(folder: StateFolder) -> None:
-    assert (folder.credentials(), folder.authority(), folder.run(), folder.running()) == (None, None, None, None)
+    assert (folder.credentials(), folder.authority(), folder.head_addresses()) == (None, None, ())
     assert not folder.path.exists()
 
 
 def test_everything_comes_back_as_it_was(folder: StateFolder) -> None:
-    record = RunRecord.of_this_process("http://127.0.0.1:5000", 5001, "head")
     folder.save_credentials(HEAD)
     folder.save_authority(AUTHORITY)
-    folder.save_run(record)
     folder.save_head_addresses([Address("fd00::2", 5001), Address("box", 5001)])
-    assert (folder.credentials(), folder.authority(), folder.run()) == (HEAD, AUTHORITY, record)
+    assert (folder.credentials(), folder.authority()) == (HEAD, AUTHORITY)
     assert folder.head_addresses() == (Address("fd00::2", 5001), Address("box", 5001))
 
 
@@ -63,7 +60,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("data", BROKEN.values(), ids=BROKEN)
-@pytest.mark.parametrize("name", ["credentials.json", "authority.pem", "head.json", "run.json"])
+@pytest.mark.parametrize("name", ["credentials.json", "authority.pem", "head.json"])
 def test_a_broken_file_is_named_and_left_alone(folder: StateFolder, name: str, data: bytes) -> None:
     folder.path.mkdir(parents=True)
     (folder.path / name).write_bytes(data)
@@ -71,7 +68,6 @@ def test_a_broken_file_is_named_and_left_alone(folder: StateFolder, name: str, d
         "credentials.json": folder.credentials,
         "authority.pem": folder.authority,
         "head.json": folder.head_addresses,
-        "run.json": folder.run,
     }[name]
     with pytest.raises(StateFolderError, match=name) as raised:
         read()
@@ -105,27 +101,3 @@ def test_a_folder_that_cannot_be_made_is_a_named_error(tmp_path: Path) -> None:
         StateFolder(tmp_path / "file" / "state").save_credentials(HEAD)
     with pytest.raises(StateFolderError):
         StateFolder(tmp_path / "file").credentials()
-
-
-def test_the_record_of_a_living_process_is_running_and_of_a_dead_one_is_not(folder: StateFolder) -> None:
-    own = RunRecord.of_this_process("http://127.0.0.1:5000", 5001, "worker")
-    folder.save_run(own)
-    assert folder.running() == own
-    folder.save_run(dataclasses.replace(own, create_time_s=own.create_time_s - 100))  # the pid was given out again
-    assert folder.running() is None
-    with subprocess.Popen([sys.executable, "-c", "pass"]) as child:
-        child.wait()
-    folder.save_run(dataclasses.replace(own, pid=child.pid))
-    assert folder.running() is None
-    assert folder.run() is not None
-
-
-def test_only_ones_own_record_is_cleared(folder: StateFolder) -> None:
-    own = RunRecord.of_this_process("http://127.0.0.1:5000", 5001, "head")
-    folder.save_run(dataclasses.replace(own, pid=own.pid + 1))
-    folder.clear_run(own)
-    assert folder.run() is not None
-    folder.save_run(own)
-    folder.clear_run(own)
-    folder.clear_run(own)
-    assert folder.run() is None

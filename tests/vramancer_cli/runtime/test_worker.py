@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import pytest
 
@@ -13,7 +13,7 @@ from tests.helpers.pipeline_bench import HEAD, SMALL, WHOLE, Silence, address, m
 from tests.helpers.simulated_cluster import SimulatedHub, hello, node_facts, node_id
 from tests.helpers.virtual_time import run
 from transport.contracts import ControlLink
-from transport.errors import LinkClosedError, TransportError
+from transport.errors import ClockError, LinkClosedError, RemovedError, TransportError, TrustError
 from transport.messages import (
     AssignRefused,
     Join,
@@ -24,6 +24,10 @@ from transport.messages import (
     Pong,
     Refused,
     Release,
+    Removed,
+    Renew,
+    Renewed,
+    Roll,
     StageFailed,
     StageReady,
     StatusShare,
@@ -31,6 +35,7 @@ from transport.messages import (
 )
 from transport.types import Address
 from vramancer_cli.errors import ModelError
+from vramancer_cli.runtime.renewal import Renewal
 from vramancer_cli.runtime.worker import OUTBOX_BOUND, RETRY_FIRST_S, RETRY_LAST_S, RefusedByHeadError, Worker
 
 M = TypeVar("M", bound=Message)
@@ -329,5 +334,122 @@ def test_serving_over_a_link_ends_with_it() -> None:
         bench.hub.kill(node_id(0))
         with pytest.raises(LinkClosedError):
             await serving
+
+    run(scene())
+
+
+# --- trust ------------------------------------------------------------------------------------------------------------
+
+
+def test_who_was_removed_is_shut_out_of_its_network() -> None:
+    async def scene() -> None:
+        async with WorkerBench() as bench:
+            ended: list[object] = []
+            await bench.network.dial_data((address(2),), node_id(2), lambda *end: ended.append(end))
+            await bench.head.tell(Roll((node_id(2),), 0.0))
+            await asyncio.sleep(0.5)
+            assert ended == [(node_id(2), None)]
+            with pytest.raises(TrustError):
+                await bench.network.dial_data((address(2),), node_id(2), lambda *_: None)
+            assert not bench.task.done()
+
+    run(scene())
+
+
+@pytest.mark.parametrize("when", ["joining", "later"])
+def test_once_removed_it_stops_trying(when: str) -> None:
+    async def scene() -> None:
+        async with WorkerBench(answer=Removed() if when == "joining" else WELCOME) as bench:
+            if when == "later":
+                await bench.head.tell(make_assign(plan(), 1))
+                await asyncio.sleep(0.5)
+                await bench.head.tell(Removed())
+            async with asyncio.timeout(10):
+                with pytest.raises(RemovedError) as caught:
+                    await bench.task
+            assert caught.value.exit_code == 4
+            assert len(bench.head.joins) == 1
+            await asyncio.sleep(0.1)
+            assert bench.engine.used_bytes == 0
+
+    run(scene())
+
+
+@dataclass
+class ScriptedRenewal:
+    """Stands for `renewal.Renewal`, whose own work takes threads and real time."""
+
+    due: bool = True
+    error: Exception | None = None
+    taken: list[bytes] = field(default_factory=list)
+    dialled: int = 0
+
+    async def before_dialling(self, addresses: Sequence[Address]) -> None:
+        self.dialled += 1
+        if self.error:
+            raise self.error
+
+    def request(self) -> bytes | None:
+        return b"request" if self.due else None
+
+    async def take(self, certificate_der: bytes) -> None:
+        self.taken.append(certificate_der)
+        self.due = False
+
+    def check_clock(self, head_time_s: float) -> None:
+        if head_time_s == 1.0:
+            raise ClockError
+
+
+async def with_renewal(bench: WorkerBench, renewal: ScriptedRenewal) -> asyncio.Task[None]:
+    bench.task.cancel()
+    await asyncio.gather(bench.task, return_exceptions=True)
+    bench.task = asyncio.create_task(
+        bench.worker.stay(bench.network, bench._find, HEAD, bench.remembered.append, cast(Renewal, renewal))
+    )
+    await asyncio.sleep(0.1)
+    return bench.task
+
+
+def test_it_asks_for_its_certificate_at_once_and_then_every_hour() -> None:
+    async def scene() -> None:
+        async with WorkerBench() as bench:
+            renewal = ScriptedRenewal()
+            await with_renewal(bench, renewal)
+            assert bench.head.only(Renew) == [Renew(b"request")]
+            await bench.alive(3601)
+            assert len(bench.head.only(Renew)) == 2
+            await bench.head.tell(Renewed(b"certificate"))
+            await bench.alive(2)
+            assert renewal.taken == [b"certificate"]
+            await bench.alive(3600)
+            assert len(bench.head.only(Renew)) == 2
+            assert renewal.dialled == 1, "the link stayed"
+
+    run(scene())
+
+
+@pytest.mark.parametrize("error", [RemovedError(), ClockError()])
+def test_what_renewing_before_the_link_says_is_final(error: Exception) -> None:
+    async def scene() -> None:
+        async with WorkerBench() as bench:
+            joins = len(bench.head.joins)
+            task = await with_renewal(bench, ScriptedRenewal(error=error))
+            async with asyncio.timeout(10):
+                with pytest.raises(type(error)):
+                    await task
+            assert len(bench.head.joins) == joins
+
+    run(scene())
+
+
+def test_a_head_with_another_time_is_left() -> None:
+    async def scene() -> None:
+        async with WorkerBench() as bench:
+            task = await with_renewal(bench, ScriptedRenewal(due=False))
+            await bench.head.tell(Roll((), 1.0))
+            async with asyncio.timeout(10):
+                with pytest.raises(ClockError):
+                    await task
 
     run(scene())

@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-SOURCES := transport vramancer_cli commands build_scripts tests
+SOURCES := transport vramancer_cli commands build_scripts bench fuzz tests
 
-.PHONY: setup demo test check format model report clean
+.PHONY: setup demo test check format model report fuzz binary smoke bench-binary wheel test-wheel clean
 
 setup: $(READY)
 
@@ -26,6 +26,13 @@ demo: $(READY)
 test: $(READY)
 	@$(BIN)/python -m pytest
 
+# Garbage for the frame parser, the handshakes and the API; SEED=n repeats a run, findings lie in fuzz/crashes/. Minutes.
+FRAMES ?= 1000000
+HANDSHAKES ?= 20000
+REQUESTS ?= 20000
+fuzz: $(READY)
+	@$(BIN)/python -m fuzz all --frames $(FRAMES) --handshakes $(HANDSHAKES) --requests $(REQUESTS) $(if $(SEED),--seed $(SEED))
+
 check: $(READY)
 	@$(BIN)/ruff format --check $(SOURCES)
 	@$(BIN)/ruff check $(SOURCES)
@@ -42,6 +49,26 @@ model: $(READY)
 
 report: $(READY)
 	@$(BIN)/python -m build_scripts.house_report
+
+# The one-file program: dist/vramancer-linux (-macos, .exe). Some minutes. ARGS="--beside": with its runtime beside it.
+binary: $(READY)
+	@$(BIN)/python -m build_scripts.binary $(ARGS)
+
+# The one-file program as a person uses it: an empty home, no Python on the path.
+smoke: $(READY)
+	@$(BIN)/python -m build_scripts.smoke $(ARGS)
+
+# The one-file program against the same verbs from .venv; results in bench/results/.
+bench-binary: $(READY)
+	@$(BIN)/python -m bench.binary
+
+# The wheel and the source archive, in dist/.
+wheel: $(READY)
+	@$(BIN)/python -m build_scripts.wheel
+
+# The tests against the installed wheel, outside this checkout. ALL=1: every test that does not read the checkout.
+test-wheel: $(READY)
+	@$(BIN)/python -m build_scripts.wheel --test $(if $(ALL),--all)
 
 clean:
 	rm -rf $(VENV) build dist .demo

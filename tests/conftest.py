@@ -1,4 +1,7 @@
-"""Rules for every test: under VRM_TEST_STRICT=1 a skipped test has failed, unless its reason is listed here."""
+"""Rules for every test: under VRM_TEST_STRICT=1 a skipped test has failed, unless its reason is listed here.
+
+And nothing is ever unpickled, see helpers/unpickling.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,14 @@ from collections.abc import Generator
 
 import pytest
 
-ALLOWED_SKIPS = ("needs a CUDA device", "needs Windows", "needs macOS")
+from tests.helpers import unpickling
+from tests.helpers.unpickling import pytest_runtest_call as pytest_runtest_call
+from tests.helpers.unpickling import pytest_runtest_teardown as pytest_runtest_teardown
+from tests.helpers.unpickling import pytest_sessionfinish as pytest_sessionfinish
+
+unpickling.watch()
+
+ALLOWED_SKIPS = ("needs a CUDA device", "needs Windows", "needs macOS", "needs Linux", "needs a systemd user manager")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -19,6 +19,10 @@ ROOMS = {
     "engine",
     "runtime",
     "serving",
+    "launcher",
+    "service",
+    "doctor",
+    "node",
 }
 CONTRACTS = {
     "Floors: lower never imports upper",
@@ -30,6 +34,7 @@ CONTRACTS = {
     "The HTTP server lives in serving only",
     "The engine does not decide",
     "The porch does not dig in the cellar",
+    "The launcher is small",
 }
 FORBIDDEN_NAMES = {"manager", "handler", "helper", "helpers", "utils", "util", "common", "base", "misc"}
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from tests.helpers.cluster_invariants import validate
 from tests.helpers.planning_values import HEAD, node_facts, node_id
 from transport.messages import Plan
 from transport.types import NodeFacts, NodeId
 from vramancer_cli.cluster import events, reconcile
-from vramancer_cli.cluster.state import State, apply, considering, validate
+from vramancer_cli.cluster.state import State, apply, considering
 from vramancer_cli.errors import DoesNotFitError
 from vramancer_cli.models.facts import ModelFacts
 from vramancer_cli.planning.facts import PlanSettings
@@ -138,7 +139,7 @@ class ClusterBench:
         assert action.plan.stages[action.stage].node == action.node
         assert worker.loading is None and worker.held is None, "assigned before the old stage was released"
         worker.loading = action.plan
-        self.note(events.Assigned(action.node, action.plan.epoch))
+        self.note(events.Assigned(action.node, action.plan.epoch, self.now))
 
     def _start(self, plan: Plan) -> None:
         assert self.serving is None, "two plans serving"

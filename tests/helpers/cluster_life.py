@@ -188,6 +188,8 @@ class ClusterLife:
                 hub.set_latency(node_id(one), node_id(other), LATENCY_S)
         for device in (self.cluster.device, *(worker.device for worker in self.cluster.workers.values())):
             device.work_s = WORK_S
+        while any(record.resting for record in self.cluster.coordinator.state.nodes.values()):
+            await asyncio.sleep(1.0)  # those that were lost too often while they loaded
 
     async def _check_after(self) -> None:
         fits = self._fits()

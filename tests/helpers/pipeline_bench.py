@@ -133,7 +133,7 @@ class PipelineBench:
 
     async def answer(self, prompt: Sequence[int], count: int) -> list[int]:
         """Drives the pipeline as a generation does, one step at a time."""
-        self.scheduler.add(0, tuple(prompt), Sampling(temperature=0.0), count, frozenset(), 0.0)
+        self.scheduler.add(0, tuple(prompt), Sampling(temperature=0.0), count, frozenset())
         tokens: list[int] = []
         while scheduled := self.scheduler.schedule(0.0):
             async with asyncio.timeout(5):

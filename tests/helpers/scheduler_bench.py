@@ -78,7 +78,7 @@ class Bench:
 
     def arrive(self, prompt: tuple[int, ...], seed: int, max_tokens: int, stops: frozenset[int]) -> Request:
         request = Request(self._next_id, prompt, seed, max_tokens, stops)
-        self.scheduler.add(request.id, prompt, Sampling(seed=seed), max_tokens, stops, self.now)
+        self.scheduler.add(request.id, prompt, Sampling(seed=seed), max_tokens, stops)
         self._next_id += 1
         self.live[request.id] = request
         self._give_patience(request)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import select
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from build_scripts import pseudo_terminal
+from build_scripts.pseudo_terminal import Terminal as Terminal
 
 PROGRAM = [sys.executable, "-m", "vramancer_cli"]
 DEADLINE_S = 30.0
@@ -38,7 +36,8 @@ class Ran:
 def environment(folder: Path, **more: str) -> dict[str, str]:
     """This machine's, without its own VRM_ settings and colours; 80 columns wide."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("VRM_") and k not in _COLOUR_WISHES}
-    return {**kept, "VRM_STATE_DIR": str(folder), "COLUMNS": "80", "TERM": "xterm-256color", **more}
+    ours = {"VRM_STATE_DIR": str(folder), "VRM_CONFIG": os.devnull}  # nor of this machine's config file
+    return {**kept, **ours, "COLUMNS": "80", "TERM": "xterm-256color", **more}
 
 
 async def run_verb(folder: Path, *arguments: str, stdin: str = "", **more: str) -> Ran:
@@ -56,80 +55,10 @@ async def run_verb(folder: Path, *arguments: str, stdin: str = "", **more: str) 
     return Ran(process.returncode, out.decode(), err.decode())
 
 
-@dataclass
-class Terminal:
-    """A verb on a pseudo-terminal of 80 columns; `screen` is all that it wrote."""
-
-    process: subprocess.Popen[bytes]
-    handle: int
-    screen: str = field(default="")
-
-    def see(self, text: str, deadline_s: float = DEADLINE_S) -> str:
-        """Waits until `text` is written after what was seen before, and returns all up to its end."""
-        until = time.monotonic() + deadline_s
-        while text not in self.screen:
-            assert time.monotonic() < until, f"{text!r} did not come after:\n{self.screen}"
-            if select.select([self.handle], [], [], 0.1)[0]:
-                with contextlib.suppress(OSError):
-                    self.screen += os.read(self.handle, 65536).decode(errors="replace")
-            elif self.process.poll() is not None:
-                raise AssertionError(f"it ended with {self.process.returncode} before {text!r}:\n{self.screen}")
-        seen, _, self.screen = self.screen.partition(text)
-        return seen + text
-
-    def type(self, text: str) -> None:
-        os.write(self.handle, text.encode())
-
-    def interrupt(self) -> None:
-        """Ctrl-C, as the terminal sends it, and no faster than a person: Python sees one that comes in the moment
-        between a prompt and its reading only at the next key."""
-        time.sleep(0.2)
-        self.type("\x03")
-
-    def end(self, deadline_s: float = DEADLINE_S) -> int:
-        until = time.monotonic() + deadline_s
-        while self.process.poll() is None:  # a full terminal would block it
-            assert time.monotonic() < until, f"it does not end:\n{self.screen}"
-            if select.select([self.handle], [], [], 0.05)[0]:
-                with contextlib.suppress(OSError):
-                    self.screen += os.read(self.handle, 65536).decode(errors="replace")
-        return self.process.returncode
-
-
 @contextmanager
 def terminal(folder: Path, *arguments: str, **more: str) -> Iterator[Terminal]:
-    import fcntl
-    import pty
-    import struct
-    import termios
-
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 80, 0, 0))
-    process = subprocess.Popen(
-        [*PROGRAM, *arguments],
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        env=environment(folder, **more),
-        preexec_fn=lambda: _own_terminal(theirs),
-    )
-    os.close(theirs)
-    try:
-        yield Terminal(process, ours)
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-        process.wait(10)
-        os.close(ours)
-
-
-def _own_terminal(handle: int) -> None:
-    """Makes `handle` the process's controlling terminal, so that a Ctrl-C typed there becomes SIGINT."""
-    import fcntl
-    import termios
-
-    os.setsid()
-    fcntl.ioctl(handle, termios.TIOCSCTTY, 0)
+    with pseudo_terminal.terminal([*PROGRAM, *arguments], environment(folder, **more)) as opened:
+        yield opened
 
 
 @asynccontextmanager

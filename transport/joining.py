@@ -94,7 +94,8 @@ def _leaf_of_master(address: Address, writer: asyncio.StreamWriter) -> bytes:
     tls = writer.get_extra_info("ssl_object")
     if tls.selected_alpn_protocol() != ALPN_JOIN:
         raise UnreachableError(
-            f"The node at {address} is no master.", hint="Name the machine where 'vramancer start --master' runs."
+            f"The node at {address} is no master.",
+            hint="Name the machine where 'vramancer start --master' runs, with its node port.",
         )
     return leaf_of(tls)
 

@@ -317,11 +317,13 @@ class _Listening:
 
     def wrap_bio(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, **options: Any) -> ssl.SSLObject:
         tls = self._context.wrap_bio(incoming, outgoing, **options)
-        shake_hands = tls.do_handshake
+        known, shake_hands = weakref.ref(tls), type(tls).do_handshake  # not itself: a cycle would outlive the caller
 
         def keeping_the_alert() -> None:
+            alive = known()
+            assert alive is not None
             try:
-                shake_hands()
+                shake_hands(alive)
             except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
                 raise
             except ssl.SSLError:

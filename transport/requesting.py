@@ -135,7 +135,8 @@ async def _conversation(
     try:
         if writer.get_extra_info("ssl_object").selected_alpn_protocol() != ALPN_ISSUE:
             raise UnreachableError(
-                f"The node at {address} is no master.", hint="Name the machine where 'vramancer start --master' runs."
+                f"The node at {address} is no master.",
+                hint="Name the machine where 'vramancer start --master' runs, with its node port.",
             )
         yield reader, writer, read_greeting(await receive_framed(reader))
     finally:

@@ -201,10 +201,10 @@ RUNS_AWAY: dict[str, str] = {
     "macro text": "{% macro m() %}"
     + "x" * 100_000
     + "{% endmacro %}{% for i in range(10**5) %}{% set y = m() %}{% endfor %}",
-    "loop in a macro": "{% macro m() %}{% for i in range(10**5) %}"
+    "loop in a macro": "{% macro m() %}{% for i in range(10**4) %}"
     + "x" * 100_000
     + "{% endfor %}{% endmacro %}{% set y = m() %}",
-    "loop in a block": "{% set y %}{% for i in range(10**5) %}" + "x" * 100_000 + "{% endfor %}{% endset %}",
+    "loop in a block": "{% set y %}{% for i in range(10**4) %}" + "x" * 100_000 + "{% endfor %}{% endset %}",
     "loop text": "{% for i in range(10**5) %}" + "x" * 100_000 + "{% endfor %}",
     "printed doubles": _TWICE + "{{ x }}",
     "compared doubles": _TWICE + _TWICE.replace("x", "y") + "{{ x == y }}",

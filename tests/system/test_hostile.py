@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -84,17 +85,18 @@ def test_garbage_on_the_node_port_is_cut_off_and_takes_no_memory(alone: LocalClu
         ask(alone, "Hello")
         return own_bytes(alone)
 
-    # The threads that take callers come once and stay, each with memory of its own: the first rounds are theirs.
-    bytes_after_garbage()
-    assert -bytes_after_garbage() + bytes_after_garbage() < 1 << 20
+    # Threads that come once and the C library's arenas add to some rounds; what is kept of callers adds to every one.
+    after = [bytes_after_garbage() for _ in range(7)]
+    assert min(later - before for before, later in pairwise(after)) < 256 * 1024
 
 
 def test_garbage_on_the_api_port_gets_an_error_object(alone: LocalCluster) -> None:
     rng = random.Random(6)
-    for data in (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + rng.randbytes(500), rng.randbytes(4000)):
-        head, _, body = answered(api_port(alone), data).partition(b"\r\n\r\n")
-        assert b" 400 " in head
-        assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}
+    head, _, body = answered(api_port(alone), b"\x17" + rng.randbytes(4000)).partition(b"\r\n\r\n")
+    assert b" 400 " in head
+    assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}
+    in_tls = answered(api_port(alone), b"\x16\x03\x01\x02\x00" + rng.randbytes(512))
+    assert in_tls[:1] in (b"", b"\x15"), "a TLS alert, or nothing: HTTP could not be read there"
 
 
 def test_callers_who_say_nothing_do_not_stop_the_answers(alone: LocalCluster) -> None:

@@ -127,7 +127,7 @@ async def test_what_is_missing_is_said_while_nothing_can_be_asked() -> None:
 async def test_a_server_with_a_token_asks_for_it_once(folder: Path) -> None:
     settings = ServerSettings(api_token="secret", close_s=0.2)
     async with serving(ScriptedDeployment(folder), settings=settings) as server, open_page(server.url) as page:
-        await page.get_by_label("Token", exact=True).fill("secret")
+        await page.get_by_label("Key", exact=True).fill("secret")
         await page.keyboard.press("Enter")
         await page.get_by_label("Your question").click()
         await type_question(page, "Hello?")

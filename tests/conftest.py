@@ -6,6 +6,7 @@ And nothing is ever unpickled, see helpers/unpickling.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator
 
 import pytest
@@ -16,6 +17,10 @@ from tests.helpers.unpickling import pytest_runtest_teardown as pytest_runtest_t
 from tests.helpers.unpickling import pytest_sessionfinish as pytest_sessionfinish
 
 unpickling.watch()
+
+# A shell starts what it puts into the background with SIGINT ignored, and children inherit that: then no Ctrl-C test can
+# pass. A handler, unlike "ignore", is not inherited.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ALLOWED_SKIPS = ("needs a CUDA device", "needs Windows", "needs macOS", "needs Linux", "needs a systemd user manager")
 

@@ -100,7 +100,8 @@ class _Fields(string.Formatter):
         return self.get_value(key, args, kwargs), key
 
     def convert_field(self, value: Any, conversion: Any) -> Any:
-        self._budget.weigh(value, as_text=True)
+        if conversion is not None:
+            self._budget.weigh(value, as_text=True)
         return super().convert_field(value, conversion)
 
     def format_field(self, value: Any, format_spec: str) -> str:

@@ -145,11 +145,8 @@ class World(ImmutableSandboxedEnvironment):
         return found
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **named: Any) -> Any:  # noqa: N805  # as jinja2 has it
-        budget = __self._wallet()
         if isinstance(__obj, Macro):
-            text = super().call(__context, __obj, *args, **named)
-            budget.pay(len(text))
-            return text
+            return super().call(__context, __obj, *args, **named)
         named.pop("_loop_vars", None)
         named.pop("_block_vars", None)
         if isinstance(__obj, Undefined):
@@ -187,8 +184,7 @@ class World(ImmutableSandboxedEnvironment):
         return value
 
     def _key(self, value: Any) -> Any:
-        if isinstance(value, (list, tuple, dict)):
-            raise TypeError("a key has to be a text or a number")
+        self._wallet().weigh(value)  # hashed with all that is in it
         return value
 
     # The functions that templates call by name.

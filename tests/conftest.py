@@ -11,6 +11,7 @@ from collections.abc import Generator
 
 import pytest
 
+import vramancer_cli.engine  # noqa: F401  # before any test loads torch: it says how threads wait
 from tests.helpers import unpickling
 from tests.helpers.unpickling import pytest_runtest_call as pytest_runtest_call
 from tests.helpers.unpickling import pytest_runtest_teardown as pytest_runtest_teardown

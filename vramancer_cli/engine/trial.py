@@ -51,13 +51,15 @@ def multiply(device: DeviceFacts, dtype: str = _DTYPE) -> None:
         raise WrongResultError(f"{device} multiplied {dtype} matrices wrongly.")
 
 
-def greedy_tokens(folder: Path, prompt: Sequence[int], count: int, device: str = "auto") -> list[int]:
+def greedy_tokens(
+    folder: Path, prompt: Sequence[int], count: int, device: str = "auto", threads: int | None = 1
+) -> list[int]:
     """`count` token ids that follow `prompt`, computed in float32 by one stage and the ends on `device`.
 
-    Leaves torch with one CPU thread per operation. Raises ModelError, DeviceError, OverLimitError,
-    NonFiniteLogitsError.
+    Leaves torch with `threads` CPU threads per operation; for so little work one is enough. Raises ModelError,
+    DeviceError, OverLimitError, NonFiniteLogitsError.
     """
-    engine = TorchEngine(device, threads=1)  # so little work that on a busy machine several would only wait
+    engine = TorchEngine(device, threads=threads)
     facts = engine.model_facts(folder, ModelRef(folder.name, "folder", str(folder), engine.digest(folder)))
     plan = _one_stage(facts, engine.device_facts(), len(prompt) + count)
     tokens = list(prompt)

@@ -19,8 +19,8 @@ from tests.helpers.unpickling import pytest_sessionfinish as pytest_sessionfinis
 
 unpickling.watch()
 
-# A shell starts what it puts into the background with SIGINT ignored, and children inherit that: then no Ctrl-C test can
-# pass. A handler, unlike "ignore", is not inherited.
+# A shell starts what it puts into the background with SIGINT ignored, and children inherit that: then no Ctrl-C test
+# can pass. A handler, unlike "ignore", is not inherited.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ALLOWED_SKIPS = ("needs a CUDA device", "needs Windows", "needs macOS", "needs Linux", "needs a systemd user manager")

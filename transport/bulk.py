@@ -1,7 +1,7 @@
 """Bulk links: one end asks for pieces of a model's weights, the other answers.
 
-Blocking sockets, one thread at each end.
-The sockets come ready, as in `link`. Never torch; never which pieces there are, or who may have them.
+Blocking sockets, one thread at each end. The sockets come ready, as in `link`. Never torch; never which pieces there
+are, or who may have them.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from vramancer_cli.engine.tensors import byte_view
 from vramancer_cli.errors import ModelError
 from vramancer_cli.models import folder as model_folder
 from vramancer_cli.models.folder import one_line
+from vramancer_cli.models.weight_files import WeightFile
 
 HEADER_MAX_BYTES: Final = 100_000_000
 MAX_TENSORS: Final = 500_000
@@ -104,6 +105,12 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         if len(tensors) > MAX_TENSORS:
             raise ModelError(f"{one_line(folder.name)} holds more than {MAX_TENSORS} tensors.")
     return Checkpoint(folder, config, tensors, digest.hexdigest())
+
+
+def measured_files(folder: Path) -> tuple[WeightFile, ...]:
+    """The weight files in the order in which the digest takes their headers. Raises ModelError."""
+    paths = weight_files(folder)
+    return tuple(WeightFile(path, path.stat().st_size, 8 + len(_read_header(path))) for path in paths)
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -13,11 +13,14 @@ from transport.contracts import TensorBuffer
 from transport.messages import ModelRef, Plan
 from transport.types import DeviceFacts
 from vramancer_cli.engine import devices, tensors, weights
+from vramancer_cli.engine.checkpoint import measured_files
 from vramancer_cli.engine.ends import TorchEnds, load_ends
 from vramancer_cli.engine.memory import MemoryBudget
+from vramancer_cli.engine.ranges import stage_ranges
 from vramancer_cli.engine.stage import PagedStage, load_stage
 from vramancer_cli.engine.weights import Progress
 from vramancer_cli.models.facts import ModelFacts
+from vramancer_cli.models.weight_files import ByteRange, WeightFile
 
 
 class TorchEngine:
@@ -59,6 +62,14 @@ class TorchEngine:
     def model_facts(self, folder: Path, ref: ModelRef) -> ModelFacts:
         """Raises ModelError."""
         return weights.model_facts(folder, ref)
+
+    def weight_files(self, folder: Path) -> tuple[WeightFile, ...]:
+        """Raises ModelError."""
+        return measured_files(folder)
+
+    def stage_ranges(self, folder: Path, plan: Plan, stage_index: int) -> tuple[ByteRange, ...]:
+        """Raises ModelError."""
+        return stage_ranges(folder, plan, stage_index)
 
     def load_stage(self, folder: Path, plan: Plan, stage_index: int, progress: Progress) -> PagedStage:
         """Raises OverLimitError before allocating anything over the limit, ModelError."""

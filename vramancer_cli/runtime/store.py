@@ -45,6 +45,20 @@ async def locate_ref(ref: ModelRef) -> Path:
     return await locate(ref.source, ref.location)
 
 
+async def locate_own(ref: ModelRef) -> Path | None:
+    """A folder of this machine that may hold the head's model; nothing is fetched. None where there is none."""
+    try:
+        return await asyncio.to_thread(_own, ref)
+    except (ModelError, OSError):
+        return None
+
+
+def _own(ref: ModelRef) -> Path | None:
+    if ref.source == "builtin":
+        return builtin_folder()
+    return _folder(ref.location) if ref.source == "folder" else None
+
+
 def _folder(location: str) -> Path:
     folder = Path(location).expanduser().resolve()
     check_folder(folder)

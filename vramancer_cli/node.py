@@ -30,8 +30,8 @@ from transport.types import Address, NodeFacts, NodeId, Peer, Versions
 from vramancer_cli.engine.torch_engine import TorchEngine
 from vramancer_cli.errors import UsageError
 from vramancer_cli.models.facts import ModelFacts
-from vramancer_cli.planning.facts import PlanSettings
 from vramancer_cli.models.weight_files import WeightFile
+from vramancer_cli.planning.facts import PlanSettings
 from vramancer_cli.runtime import enrolment, kept_weights, run_file, store
 from vramancer_cli.runtime.admin import HeadAdmin, WorkerAdmin
 from vramancer_cli.runtime.bulk_pace import BulkPace

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
 from transport.contracts import BulkLink
-from transport.errors import LinkClosedError, TransportError, UnreachableError
+from transport.errors import LinkClosedError, UnreachableError
 from transport.messages import Assign, FetchProgress, Message, ModelRef
 from transport.types import Address, NodeId
 from vramancer_cli.errors import ModelError

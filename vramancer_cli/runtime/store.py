@@ -56,7 +56,7 @@ async def locate_own(ref: ModelRef) -> Path | None:
 def _own(ref: ModelRef) -> Path | None:
     if ref.source == "builtin":
         return builtin_folder()
-    return _folder(ref.location) if ref.source == "folder" else None
+    return _folder(ref.location) if ref.source == "folder" else _hub(ref.location, only_cached=True)
 
 
 def _folder(location: str) -> Path:
@@ -65,13 +65,13 @@ def _folder(location: str) -> Path:
     return folder
 
 
-def _hub(name: str) -> Path:
+def _hub(name: str, *, only_cached: bool = False) -> Path:
     # Imported here: only a hub model pays for it.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        folder = Path(snapshot_download(name, allow_patterns=HUB_FILES))
+        folder = Path(snapshot_download(name, allow_patterns=HUB_FILES, local_files_only=only_cached))
     except GatedRepoError:
         raise ModelError(
             f"'{name}' is gated.", hint="Accept its terms on the hub, then log in with 'hf auth login'."

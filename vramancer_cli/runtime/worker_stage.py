@@ -132,9 +132,7 @@ class WorkerStage:
 
         return self._engine.load_stage(folder, assign.plan, assign.stage, progress)
 
-    async def _dial_onward(
-        self, assign: Assign, network: Network, head: Sequence[Address]
-    ) -> tuple[DataSender, bool]:
+    async def _dial_onward(self, assign: Assign, network: Network, head: Sequence[Address]) -> tuple[DataSender, bool]:
         """A data link to the next stage's node; where that node cannot be reached, to the head, which relays."""
         plan = assign.plan
 

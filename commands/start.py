@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from commands import background, options
+from commands.download_bar import DownloadBar
 from commands.enter_runtime import cache_folder, enter_runtime
 from commands.local_node import open_folder, refuse_second
 from commands.ready_card import ready_card
@@ -89,7 +90,8 @@ def run_node(settings: NodeSettings) -> None:
     """Runs until Ctrl-C or SIGTERM."""
     with waiting("loading torch…"), interruptible():
         from vramancer_cli import node
-    node.run(settings, _tell)
+    with DownloadBar() as bar:
+        node.run(settings, _tell, bar.show)
 
 
 def _tell(ready: NodeReady) -> None:

@@ -80,7 +80,9 @@ class Endpoint:
         """Listen on `port` (0: a free one, see `.port`) of `host`, or of every interface when None.
 
         `bulk`: what nodes that lack weights are served from. With `desk`, `authority` and `book`, machines with a code
-        or a token may join; `clock` gives Unix seconds, the same that `desk.invite` is given. Raises PortBusyError, TrustError for credentials that do not fit together
+        or a token may join; `clock` gives Unix seconds, the same that `desk.invite` is given.
+
+        Raises PortBusyError, TrustError for credentials that do not fit together
         or, unless they `may_have_ended` and will be renewed, have run out.
         """
         credentials.check(None if may_have_ended else clock())

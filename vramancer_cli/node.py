@@ -42,6 +42,7 @@ from vramancer_cli.runtime.coordinator import Coordinator
 from vramancer_cli.runtime.device_thread import DeviceThread
 from vramancer_cli.runtime.generation import Generation
 from vramancer_cli.runtime.head_finder import HeadFinder
+from vramancer_cli.runtime.hub import Progress
 from vramancer_cli.runtime.registrar import Registrar
 from vramancer_cli.runtime.registry import Registry
 from vramancer_cli.runtime.renewal import Renewal
@@ -82,11 +83,15 @@ class NodeReady:
 OnReady = Callable[[NodeReady], None]
 
 
-def run(settings: NodeSettings, on_ready: OnReady) -> None:
-    """Run a node until SIGINT or SIGTERM. Raises what the user should read (errors.SHOWN)."""
+def run(settings: NodeSettings, on_ready: OnReady, on_download: Progress = store.silent) -> None:
+    """Run a node until SIGINT or SIGTERM. Raises what the user should read (errors.SHOWN).
+
+    `on_download` is told, on another thread, how a model comes from the hub.
+    """
     log.configure(json=settings.log_json)
+    node = partial(_head, on_download=on_download) if settings.role == "head" else _worker
     with claimed(settings.state_folder):
-        asyncio.run(_until_signal(_head if settings.role == "head" else _worker, settings, on_ready))
+        asyncio.run(_until_signal(node, settings, on_ready))
 
 
 async def _until_signal(
@@ -112,7 +117,7 @@ async def _until_signal(
 # --- the head -------------------------------------------------------------------------------------------------------
 
 
-async def _head(settings: NodeSettings, on_ready: OnReady) -> None:
+async def _head(settings: NodeSettings, on_ready: OnReady, on_download: Progress) -> None:
     folder = StateFolder(settings.state_folder)
     credentials, authority = enrolment.found_cluster(settings.name, folder, time.time())
     desk, events = PairingDesk(), SecurityLog(folder.path)
@@ -120,7 +125,7 @@ async def _head(settings: NodeSettings, on_ready: OnReady) -> None:
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(events.close)
         engine, device = await _engine(stack, settings)
-        chosen = await _choose_model(settings, engine, device)
+        chosen = await _choose_model(settings, engine, device, on_download)
         inbox = _Inbox()
         entrance = _Entrance(desk, authority, registrar)
         source = _weight_source(stack, settings, chosen, inbox)
@@ -194,8 +199,10 @@ def _weight_source(
     return source
 
 
-async def _choose_model(settings: NodeSettings, engine: TorchEngine, device: DeviceThread) -> _Chosen:
-    source, location, folder = await store.locate_choice(settings.model)
+async def _choose_model(
+    settings: NodeSettings, engine: TorchEngine, device: DeviceThread, on_download: Progress
+) -> _Chosen:
+    source, location, folder = await store.locate_choice(settings.model, _shelf(settings), on_download)
     name = folder.name if source == "folder" else location
     ref = ModelRef(name, source, location, await device.run(lambda: engine.digest(folder)))
     facts: ModelFacts = await device.run(lambda: engine.model_facts(folder, ref))

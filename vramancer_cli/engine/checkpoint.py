@@ -31,6 +31,7 @@ _MAX_DIMENSIONS: Final = 16
 _MAX_ELEMENTS: Final = 2**60
 _COMPARED_BYTES: Final = 1 << 20
 INDEX_NAME: Final = "model.safetensors.index.json"
+SINGLE_NAME: Final = "model.safetensors"
 
 _STORED_DTYPES: Final = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -114,9 +115,14 @@ def measured_files(folder: Path) -> tuple[WeightFile, ...]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that make up the model, by name: those that the index lists, else all in the folder."""
-    index = folder / INDEX_NAME
+    """The safetensors files that make up the model, by name: those that the index lists; without one, the single file.
+
+    Without either, all in the folder.
+    """
+    index, single = folder / INDEX_NAME, folder / SINGLE_NAME
     paths = _indexed_files(index) if index.is_file() else _files_in(folder)
+    if single in paths and not index.is_file():  # others beside it are the same weights in another form
+        paths = [single]
     if not paths:
         raise _no_weights(folder)
     return paths

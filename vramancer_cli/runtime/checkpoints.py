@@ -86,7 +86,7 @@ class FetchedCheckpoints:
 
     async def _own(self, ref: ModelRef) -> Path | None:
         """A folder that has the head's model already, or None."""
-        folder = await store.locate_own(ref)
+        folder = await store.locate_own(ref, self._shelf)
         if folder is None:
             return None
         try:

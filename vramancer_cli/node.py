@@ -239,8 +239,9 @@ class _Inbox:
         self.coordinator.activity()
 
     def is_busy(self) -> bool:
-        """Whether sequences run; from any thread."""
-        return self.coordinator.state.running > 0
+        """Whether sequences run, or are about to; from any thread."""
+        state = self.coordinator.state
+        return state.running + state.waiting > 0
 
     def on_frame(self, sender: NodeId, received: Received) -> None:
         self.coordinator.on_frame(sender, received)

@@ -57,7 +57,7 @@ class WeightSource:
                 known = request.digest == self._digest
                 answer(self._listing if known else NotServed("The master serves another model now."), ())
             case AskPiece():
-                with self._pace.turn():
+                with self._pace.turn(request.size_bytes):
                     self._serve_piece(request, answer)
             case _:
                 raise RemoteProtocolError(f"A {type(request).__name__} is no question.")

@@ -142,7 +142,7 @@ class _NoData:
         return
 
 
-def _on(loop: asyncio.AbstractEventLoop, work):  # noqa: ANN001, ANN202
+def _on(loop: asyncio.AbstractEventLoop, work):
     return asyncio.run_coroutine_threadsafe(work, loop).result(60)
 
 
@@ -176,7 +176,7 @@ def measure(cluster: LocalCluster, rounds: int, folder: Path, loop: asyncio.Abst
     return figures
 
 
-def _mib_per_s(running: Transfer, work) -> float:  # noqa: ANN001
+def _mib_per_s(running: Transfer, work) -> float:
     before, began_s = running.moved_bytes, time.monotonic()
     work()
     return (running.moved_bytes - before) / MIB / (time.monotonic() - began_s)
@@ -203,7 +203,9 @@ def main() -> None:
             cluster.wait_ready(2)
             figures = measure(cluster, options.rounds, folder / "shelf", loop)
     machine = {"system": platform.platform(), "cores": os.cpu_count(), "load": os.getloadavg()[0]}
-    (RESULTS / "bulk.json").write_text(json.dumps({**asdict(figures), "kept": figures.kept, **machine}, indent=2) + "\n")
+    (RESULTS / "bulk.json").write_text(
+        json.dumps({**asdict(figures), "kept": figures.kept, **machine}, indent=2) + "\n"
+    )
     word = "reached" if figures.kept >= options.share else "missed"
     print(f"a running sequence keeps {figures.kept:.0%} of its speed (goal {options.share:.0%}: {word})")
     busy, idle = median(figures.transfer_while_busy), median(figures.transfer_while_idle)

@@ -39,6 +39,7 @@ from pathlib import Path
 import torch
 from transport.types import LayerRange
 from vramancer_cli.engine.checkpoint import open_checkpoint
+from vramancer_cli.engine.heap import giving_back
 from vramancer_cli.engine.shard import Shard
 from vramancer_cli.engine.tensors import DTYPES
 
@@ -50,7 +51,8 @@ torch.zeros(1 << 20).to(torch.bfloat16).sum()  # what torch sets up at its first
 shard = Shard(open_checkpoint(Path(sys.argv[1])), LayerRange(0, int(sys.argv[2])), DTYPES[sys.argv[3]])
 Path("/proc/self/clear_refs").write_text("5")
 before = memory("VmRSS")
-shard.load(torch.device("cpu"), lambda loaded, total: None)
+with giving_back():
+    shard.load(torch.device("cpu"), lambda loaded, total: None)
 print(json.dumps({"shard_bytes": shard.weights_bytes, "peak_bytes": memory("VmHWM") - before}))
 """
 

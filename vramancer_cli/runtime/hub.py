@@ -130,9 +130,7 @@ def _fetched(name: HubName, verified: Verified, progress: Progress) -> Path:
 def _listing(name: HubName) -> ModelInfo:
     from huggingface_hub import HfApi
 
-    info = HfApi().model_info(
-        name.repository, revision=name.revision, files_metadata=True, timeout=_LISTING_DEADLINE_S
-    )
+    info = HfApi().model_info(name.repository, revision=name.revision, files_metadata=True, timeout=_LISTING_DEADLINE_S)
     if not info.sha or len(info.siblings or ()) > MAX_FILES:
         raise ModelError(f"The hub's listing of '{name}' cannot be used.")
     return info

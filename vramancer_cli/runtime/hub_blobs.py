@@ -174,9 +174,7 @@ def _fill(repository: str, commit: str, blob: Blob, part: Path, done: Callable[[
         _fill(repository, commit, blob, part, done)
 
 
-def _go_on(
-    repository: str, commit: str, blob: Blob, part: Path, have: int, done: Callable[[int], None]
-) -> None:
+def _go_on(repository: str, commit: str, blob: Blob, part: Path, have: int, done: Callable[[int], None]) -> None:
     from huggingface_hub import get_session, hf_hub_url
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 

@@ -26,9 +26,7 @@ def silent(_what: str, _done_bytes: int, _all_bytes: int) -> None:
     """A Progress for when nobody watches."""
 
 
-async def locate(
-    source: ModelSource, location: str, shelf: Path | None = None, progress: Progress = silent
-) -> Path:
+async def locate(source: ModelSource, location: str, shelf: Path | None = None, progress: Progress = silent) -> Path:
     """The local folder of a checkpoint, looked through before anything is opened. Raises ModelError.
 
     Downloads from the hub what is not in its cache.

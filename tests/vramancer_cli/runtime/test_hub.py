@@ -72,7 +72,12 @@ def snapshot(cache: Path, repository: str = "org/there") -> Path:
 
 
 def test_a_model_comes_once_without_its_other_forms(hub: Hub, cache: Path) -> None:
-    others = {"pytorch_model.bin": b"never", "consolidated.safetensors": b"never", "run.py": b"never", "a/b.json": b"{}"}
+    others = {
+        "pytorch_model.bin": b"never",
+        "consolidated.safetensors": b"never",
+        "run.py": b"never",
+        "a/b.json": b"{}",
+    }
     hub.repositories["org/there"].files |= others
     answer = locate("org/there", hub, cache).splitlines()
     assert answer[0] == "hub org/there config.json model.safetensors tokenizer.json tokenizer_config.json"
@@ -152,7 +157,9 @@ def test_more_than_was_said_is_refused(hub: Hub, cache: Path) -> None:
 
 @pytest.mark.parametrize("change", [lambda data: data[:-7], lambda data: data[:99] + b"!" + data[100:]])
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
-def test_a_file_truncated_or_flipped_in_the_cache_is_found_and_fetched_again(hub: Hub, cache: Path, name, change) -> None:
+def test_a_file_truncated_or_flipped_in_the_cache_is_found_and_fetched_again(
+    hub: Hub, cache: Path, name, change
+) -> None:
     hub.repositories["org/there"].files["tokenizer.json"] = b'{"a": "%s"}' % (b"x" * 200)
     locate("org/there", hub, cache)
     blob = (snapshot(cache) / name).resolve()

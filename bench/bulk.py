@@ -1,4 +1,4 @@
-"""`make bench-bulk`: what a transfer of weights costs a sequence that runs meanwhile, and how fast it is when none does.
+"""`make bench-bulk`: what a transfer of weights costs a sequence that runs meanwhile, and how fast it is alone.
 
     python -m bench.bulk [--rounds N] [--share GOAL]
 

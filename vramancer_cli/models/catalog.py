@@ -38,7 +38,7 @@ def classify(model: str | None) -> tuple[ModelSource, str]:
         return "hub", model
     raise ModelError(
         f"'{model}' is neither a folder nor the name of a model on the hub.",
-        hint=f"Give a folder, a name such as 'org/name' or 'org/name@revision', or leave --model out for '{BUILTIN_NAME}'.",
+        hint=f"Give a folder, 'org/name' or 'org/name@revision', or leave --model out for '{BUILTIN_NAME}'.",
     )
 
 

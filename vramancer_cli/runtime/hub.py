@@ -67,7 +67,10 @@ def fetch(location: str, verified: Verified, progress: Progress) -> Path:
 
 
 def cached(location: str, verified: Verified) -> Path | None:
-    """The model's folder in the hub's cache, if all of it is there and undamaged. Never asks the hub. Raises ModelError."""
+    """The model's folder in the hub's cache, if all of it is there and undamaged. Never asks the hub.
+
+    Raises ModelError.
+    """
     folder = _snapshot(HubName.of(location))
     return None if folder is None or damaged_in(folder, verified) else folder
 

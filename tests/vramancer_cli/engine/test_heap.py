@@ -14,7 +14,8 @@ import torch
 from vramancer_cli.engine import heap
 
 def peak(field="VmHWM"):
-    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 torch.zeros(8).to(torch.bfloat16)
 Path("/proc/self/clear_refs").write_text("5")

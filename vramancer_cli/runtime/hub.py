@@ -103,9 +103,15 @@ def _is_complete(folder: Path) -> bool:
     index = folder / INDEX_NAME
     if not index.is_file():
         return any(folder.glob("*.safetensors"))
+    return all((folder / file).is_file() for file in _indexed(index))
+
+
+def _indexed(index: Path) -> set[str]:
+    """The files that the index names; whoever asks holds them against what there is. Raises ModelError."""
     weight_map = model_folder.read_json(index).get("weight_map")
-    named = set(weight_map.values()) if isinstance(weight_map, dict) else {None}
-    return all(isinstance(file, str) and (folder / file).is_file() for file in named)
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise ModelError(f"{index.name} has no proper weight_map.")
+    return set(weight_map.values())
 
 
 # --- fetching -------------------------------------------------------------------------------------------------------
@@ -195,10 +201,8 @@ def _weight_names(folder: Path, listing: ModelInfo) -> list[str]:
     """Those that the index names; without one, the single file; else all. The rest is other forms of the same."""
     names = _names(listing)
     if INDEX_NAME in names:
-        weight_map = model_folder.read_json(folder / INDEX_NAME).get("weight_map")
-        indexed = set(weight_map.values()) if isinstance(weight_map, dict) else {None}
-        strangers = [file for file in indexed if not isinstance(file, str) or file not in names]
-        if strangers or not all(map(_is_weights, indexed)):
+        indexed = _indexed(folder / INDEX_NAME)
+        if not indexed <= set(filter(_is_weights, names)):
             raise ModelError(f"{INDEX_NAME} names files that the repository does not have.")
         return sorted(indexed)
     return [SINGLE_NAME] if SINGLE_NAME in names else sorted(filter(_is_weights, names))

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SOURCES := transport vramancer_cli commands build_scripts bench fuzz tests
 
-.PHONY: setup demo test check format model report fuzz binary smoke bench-binary wheel test-wheel clean
+.PHONY: setup demo test check format model report fuzz binary smoke bench-binary bench-bulk bench-load wheel test-wheel clean
 
 setup: $(READY)
 
@@ -61,6 +61,13 @@ smoke: $(READY)
 # The one-file program against the same verbs from .venv; results in bench/results/.
 bench-binary: $(READY)
 	@$(BIN)/python -m bench.binary
+
+# What a transfer of weights costs a sequence that runs meanwhile, and the peak memory of loading.
+bench-bulk: $(READY)
+	@$(BIN)/python -m bench.bulk
+
+bench-load: $(READY)
+	@$(BIN)/python -m bench.load_memory
 
 # The wheel and the source archive, in dist/.
 wheel: $(READY)

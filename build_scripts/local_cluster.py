@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,11 +33,13 @@ class NodeProcess:
     process: subprocess.Popen[bytes]
 
     @classmethod
-    def launch(cls, folder: Path, arguments: Sequence[str], threads: int = 1) -> NodeProcess:
-        """`folder` becomes the node's state folder; `threads` is what torch may use."""
+    def launch(
+        cls, folder: Path, arguments: Sequence[str], threads: int = 1, more: Mapping[str, str] | None = None
+    ) -> NodeProcess:
+        """`folder` becomes the node's state folder; `threads` is what torch may use; `more` of its environment."""
         folder.mkdir(parents=True, exist_ok=True)
         environment = {k: v for k, v in os.environ.items() if not k.startswith("VRM_")}
-        environment |= {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
+        environment |= {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1", "NO_COLOR": "1", **(more or {})}
         with (folder / "output.log").open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "vramancer_cli", *arguments, "--state-dir", str(folder)],

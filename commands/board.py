@@ -123,8 +123,11 @@ def _node_row(node: NodeStatus, sign: Text, figures_cells: int, glyphs: Glyphs) 
 
 
 def node_state(node: NodeStatus, glyphs: Glyphs) -> Text:
-    words = f"loading {node.loaded_fraction:.0%}" if node.state == "loading" else ""
-    return state_text(node.state, glyphs, words)
+    if node.state != "loading":
+        return state_text(node.state, glyphs, "")
+    if node.fetched_bytes < node.fetch_bytes:
+        return state_text(node.state, glyphs, f"fetching {node.fetched_bytes / node.fetch_bytes:.0%}")
+    return state_text(node.state, glyphs, f"loading {node.loaded_fraction:.0%}")
 
 
 def memory_gauge(node: NodeStatus, glyphs: Glyphs) -> Text:

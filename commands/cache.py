@@ -1,4 +1,4 @@
-"""`vramancer cache`: the unpacked runtimes of the one-file program, and the removal of old ones."""
+"""`vramancer cache`: what this program keeps to be had again, and its removal: runtimes, and weights from a master."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from commands import options
 from commands.enter_runtime import cache_folder
 from commands.phrases import plural, size
-from commands.terminal import out, show, write_json
+from commands.terminal import out, plain, show, write_json
 from vramancer_cli.launcher import cache as runtimes
 from vramancer_cli.launcher.bundle import bundle
 from vramancer_cli.launcher.cache import Unpacked
+from vramancer_cli.runtime import kept_weights
+from vramancer_cli.runtime.kept_weights import Kept
 
 EXAMPLES = """[bold]Examples[/]
 
@@ -23,12 +26,14 @@ EXAMPLES = """[bold]Examples[/]
   vramancer cache --json
   vramancer cache clean          removes the runtimes of older versions
   vramancer cache clean --all    this version's too: the next start unpacks it again
+  vramancer cache clean --weights    weights that came from a master: they are fetched again when needed
 
-The one-file program unpacks its runtime once. VRM_CACHE_DIR names another folder."""
+The one-file program unpacks its runtime once; a worker keeps the weights of its layers. VRM_CACHE_DIR names another
+folder. Models from the hub lie in the hub's own cache: 'hf cache'."""
 
 app = typer.Typer(
     name="cache",
-    help="Show the unpacked runtimes of the one-file program.",
+    help="Show the unpacked runtimes, and the weights that came from a master.",
     epilog=EXAMPLES,
     rich_markup_mode="rich",
     invoke_without_command=True,
@@ -43,20 +48,24 @@ def cache(
     as_json: options.Json = False,
     flags: options.RuntimeFlags,
 ) -> None:
-    """Show the unpacked runtimes of the one-file program, and remove old ones.
+    """Show the unpacked runtimes of the one-file program and the weights that came from a master, and remove them.
 
     Models that were downloaded lie elsewhere, in the hub's own cache.
     """
     if invocation.invoked_subcommand is not None:
         return
     folder = cache_folder(flags)
-    found = runtimes.runtimes(folder, _current())
+    found, kept = runtimes.runtimes(folder, _current()), kept_weights.kept(kept_weights.shelf_in(folder))
     if as_json:
-        write_json({"folder": str(folder), "runtimes": [asdict(runtime) for runtime in found]})
+        parts = {"runtimes": [asdict(runtime) for runtime in found], "weights": [asdict(model) for model in kept]}
+        write_json({"folder": str(folder), **parts})
         return
-    out().print(f"{folder}: {plural(len(found), 'runtime')}", markup=False, soft_wrap=True)
+    counts = f"{plural(len(found), 'runtime')}, weights of {plural(len(kept), 'model')}"
+    out().print(f"{folder}: {counts}", markup=False, soft_wrap=True)
     if found:
         show(_table(found))
+    if kept:
+        show(_weights_table(kept))
 
 
 @app.command(epilog=EXAMPLES)
@@ -64,14 +73,32 @@ def cache(
 def clean(
     *,
     everything: Annotated[bool, options.option("--all", "This version's runtime too.")] = False,
+    weights: Annotated[bool, options.option("--weights", "Weights that came from a master, no runtimes.")] = False,
     as_json: options.Json = False,
     flags: options.RuntimeFlags,
 ) -> None:
-    """Remove the runtimes of older versions. One that a node runs out of is kept."""
+    """Remove the runtimes of older versions, or weights. What is in use is kept."""
     folder = cache_folder(flags)
+    if weights:
+        _clean_weights(kept_weights.shelf_in(folder), as_json=as_json)
+        return
     doomed = [runtime for runtime in runtimes.runtimes(folder, _current()) if everything or not runtime.current]
     removed = [runtime for runtime in doomed if runtimes.remove(folder, runtime.name)]
     _tell(folder, removed, [runtime for runtime in doomed if runtime not in removed], as_json=as_json)
+
+
+def _clean_weights(shelf: Path, *, as_json: bool) -> None:
+    doomed = kept_weights.kept(shelf)
+    removed = [model for model in doomed if kept_weights.remove(shelf, model.digest)]
+    busy = [model for model in doomed if model not in removed]
+    if as_json:
+        names: dict[str, Any] = {"removed": [m.digest for m in removed], "in_use": [m.digest for m in busy]}
+        write_json({"folder": str(shelf), **names})
+        return
+    freed = size(sum(model.size_bytes for model in removed))
+    out().print(f"Weights of {plural(len(removed), 'model')} removed, {freed} freed.", markup=False)
+    for model in busy:
+        out().print(f"Those of {_model_name(model)} are in use, and were kept.", markup=False)
 
 
 def _tell(folder: Path, removed: list[Unpacked], kept: list[Unpacked], *, as_json: bool) -> None:
@@ -100,3 +127,17 @@ def _table(found: list[Unpacked]) -> Table:
         version = "this one" if runtime.current else "another"
         table.add_row(runtime.name, size(runtime.size_bytes), version, "in use" if runtime.in_use else "idle")
     return table
+
+
+def _weights_table(kept: list[Kept]) -> Table:
+    table = Table(box=None, pad_edge=True)
+    for heading in ("weights of", "size", "digest", "state"):
+        table.add_column(heading, justify="right" if heading == "size" else "left")
+    for model in kept:
+        state = "in use" if model.in_use else "idle"
+        table.add_row(Text(_model_name(model)), size(model.size_bytes), model.digest[:8], state)
+    return table
+
+
+def _model_name(model: Kept) -> str:
+    return plain(model.name) or f"model {model.digest[:8]}"

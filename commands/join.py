@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 import typer
 
 from commands import background, join_token, options, terminal
-from commands.enter_runtime import enter_runtime
+from commands.enter_runtime import cache_folder, enter_runtime
 from commands.join_token import Given
 from commands.local_node import open_folder, refuse_second
 from commands.start import run_node
@@ -79,7 +79,7 @@ def join(
     enter_runtime(runtime)
     if head and auto_discover:
         raise UsageError("HOST and --auto-discover exclude each other.", hint="Leave one of them out.")
-    settings = options.node_settings(invocation, flags, role="worker", head=head)
+    settings = options.node_settings(invocation, flags, role="worker", head=head, cache=cache_folder(runtime))
     folder = open_folder(settings.state_folder)
     refuse_second(folder.path)
     enrol_once(folder, settings, join_token.given(invocation, code, token, token_file))

@@ -163,7 +163,13 @@ _GROUPS = (NodeFlags, ApiFlags, RuntimeFlags)
 
 
 def node_settings(
-    invocation: typer.Context, flags: NodeFlags, *, role: Role, model: str | None = None, head: str | None = None
+    invocation: typer.Context,
+    flags: NodeFlags,
+    *,
+    role: Role,
+    model: str | None = None,
+    head: str | None = None,
+    cache: Path | None = None,
 ) -> NodeSettings:
     """Raises UsageError for an API that would be more open than it may be: now, not after torch is loaded."""
     settings = NodeSettings(
@@ -187,6 +193,7 @@ def node_settings(
         allow_lan_http=flags.allow_lan_http,
         production=flags.production,
         rate_limit=flags.rate_limit,
+        cache_folder=cache,
     )
     for warning in check_start(settings):
         notes().print(f"warning: {warning}", markup=False, soft_wrap=True)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from commands import background, options
-from commands.enter_runtime import enter_runtime
+from commands.download_bar import DownloadBar
+from commands.enter_runtime import cache_folder, enter_runtime
 from commands.local_node import open_folder, refuse_second
 from commands.ready_card import ready_card
 from commands.terminal import interruptible, out, waiting
@@ -53,7 +54,7 @@ def start(
     role: Role = "head" if master else _role_before(open_folder(folder))
     if role == "worker" and model:
         raise UsageError("A worker holds the model that its master serves.", hint="Leave out --model here.")
-    settings = options.node_settings(invocation, flags, role=role, model=model)
+    settings = options.node_settings(invocation, flags, role=role, model=model, cache=cache_folder(runtime))
     refuse_second(folder)
     if master:
         _found(settings)
@@ -89,7 +90,8 @@ def run_node(settings: NodeSettings) -> None:
     """Runs until Ctrl-C or SIGTERM."""
     with waiting("loading torch…"), interruptible():
         from vramancer_cli import node
-    node.run(settings, _tell)
+    with DownloadBar() as bar:
+        node.run(settings, _tell, bar.show)
 
 
 def _tell(ready: NodeReady) -> None:

@@ -140,7 +140,8 @@ def make(kind: inspect.Type, rng: random.Random) -> Any:
         case inspect.StrType():
             return rng.choice(TEXTS)
         case inspect.BytesType():
-            return rng.randbytes(rng.choice((0, 1, 40)))
+            low, high = kind.min_length or 0, kind.max_length if kind.max_length is not None else 40
+            return rng.randbytes(min(max(low, rng.choice((0, 1, 40))), high))
         case inspect.BoolType():
             return rng.random() < 0.5
         case inspect.LiteralType():
@@ -166,7 +167,7 @@ def lie_in_header(draft: Draft, rng: random.Random) -> Draft:
     big = (*edges, len(draft.payload) + 1, 256 << 20, (256 << 20) + 1, 2**63 - 1, 2**63, 2**64 - 1)
     match rng.choice(("type", "flags", "epoch", "number", "major", "minor", "meta", "payload", "crc")):
         case "type":
-            return replace(draft, type=rng.choice((0, *MESSAGES, *MESSAGES, 20, 255, 65535)))
+            return replace(draft, type=rng.choice((0, *MESSAGES, *MESSAGES, 99, 255, 65535)))
         case "flags":
             return replace(draft, flags=rng.choice((1, 1, 2, 255)), type=rng.choice((draft.type, 999)))
         case "epoch":

@@ -22,8 +22,8 @@ from transport.codec import decode, encode
 from transport.connection import ARRIVES, Connection, Role, State
 from transport.contracts import Received
 from transport.errors import IncompatibleError, RemoteProtocolError, TransportError, TrustError
-from transport.framing import CONTROL_LIMITS, DATA_LIMITS, Frame, FrameHeader, FrameParser
-from transport.messages import MESSAGES, Activation, Roll, Welcome
+from transport.framing import BULK_LIMITS, CONTROL_LIMITS, DATA_LIMITS, Frame, FrameHeader, FrameParser
+from transport.messages import CARRIERS, MESSAGES, Activation, Roll, Welcome
 
 NAMED: Final = (RemoteProtocolError, IncompatibleError, TrustError)
 LAZY_BYTES: Final = 1 << 16
@@ -122,7 +122,7 @@ def check(case: Case, rng: random.Random) -> Outcome:
     meter = Meter()
     first, second = rng.sample((feed, read_into), 2)
     outcome, connection = drive(case, first, rng, meter)
-    limits = DATA_LIMITS if case.role is Role.DATA_RECEIVER else CONTROL_LIMITS
+    limits = {Role.DATA_RECEIVER: DATA_LIMITS, Role.BULK_CALLER: BULK_LIMITS}.get(case.role, CONTROL_LIMITS)
     require(meter.largest <= limits.max_payload_bytes, f"{meter.largest} bytes were allocated for a payload")
     _check_order(case.role, outcome, connection)
     for received in outcome.received:
@@ -180,7 +180,7 @@ def _check_message(received: Received) -> None:
         if isinstance(m, Welcome | Roll)
     ]
     require(all(map(math.isfinite, numbers)), "a number that is none was taken")
-    require(isinstance(again.message, Activation) or not body, "a payload came with a message that has none")
+    require(again.message.type_id in CARRIERS or not body, "a payload came with a message that has none")
 
 
 def _check_latched(parser: FrameParser, case: Case) -> None:

@@ -15,6 +15,7 @@ from transport.codec import check_type, decode, encode
 from transport.contracts import Received, TensorBuffer
 from transport.errors import IncompatibleError, LinkClosedError, LocalProtocolError, RemoteProtocolError, TrustError
 from transport.framing import (
+    BULK_LIMITS,
     CONTROL_LIMITS,
     DATA_LIMITS,
     HEADER_BYTES,
@@ -25,7 +26,19 @@ from transport.framing import (
     Limits,
     heap_buffer,
 )
-from transport.messages import MESSAGES, Activation, Goodbye, Hello, Message
+from transport.messages import (
+    CARRIERS,
+    MESSAGES,
+    Activation,
+    AskModel,
+    AskPiece,
+    Goodbye,
+    Hello,
+    Message,
+    ModelFiles,
+    NotServed,
+    Piece,
+)
 from transport.types import LinkKind, NodeId
 
 MAX_HELLO_BYTES: Final = 16 << 10
@@ -37,6 +50,8 @@ class Role(Enum):
     CONTROL = "control"
     DATA_SENDER = "data sender"
     DATA_RECEIVER = "data receiver"
+    BULK_CALLER = "bulk caller"
+    BULK_SERVER = "bulk server"
 
 
 class State(Enum):
@@ -47,31 +62,48 @@ class State(Enum):
     CLOSED = "closed"
 
 
-_CONTROL_TYPES: Final = frozenset(MESSAGES) - {Hello.type_id, Activation.type_id}
-_FORWARD_TYPES: Final = frozenset({Activation.type_id, Goodbye.type_id})
-_BACKWARD_TYPES: Final = frozenset({Goodbye.type_id})
-
-ARRIVES: Final[dict[tuple[Role, State], frozenset[int]]] = {
-    (Role.CONTROL, State.GREETING): frozenset({Hello.type_id}),
-    (Role.CONTROL, State.OPEN): _CONTROL_TYPES,
-    (Role.DATA_SENDER, State.GREETING): frozenset({Hello.type_id}),
-    (Role.DATA_SENDER, State.OPEN): _BACKWARD_TYPES,
-    (Role.DATA_RECEIVER, State.GREETING): frozenset({Hello.type_id}),
-    (Role.DATA_RECEIVER, State.OPEN): _FORWARD_TYPES,
-}
-"""The frame types that each end takes in each state; none where CLOSED."""
+_ASKING_TYPES: Final = frozenset({AskModel.type_id, AskPiece.type_id})
+_ANSWERING_TYPES: Final = frozenset({ModelFiles.type_id, Piece.type_id, NotServed.type_id})
+_END: Final = frozenset({Goodbye.type_id})
 
 DEPARTS: Final[dict[Role, frozenset[int]]] = {
-    Role.CONTROL: _CONTROL_TYPES,
-    Role.DATA_SENDER: _FORWARD_TYPES,
-    Role.DATA_RECEIVER: _BACKWARD_TYPES,
+    Role.CONTROL: frozenset(MESSAGES) - {Hello.type_id, Activation.type_id} - _ASKING_TYPES - _ANSWERING_TYPES,
+    Role.DATA_SENDER: _END | {Activation.type_id},
+    Role.DATA_RECEIVER: _END,
+    Role.BULK_CALLER: _END | _ASKING_TYPES,
+    Role.BULK_SERVER: _END | _ANSWERING_TYPES,
 }
 """The frame types that each end may send once OPEN."""
+
+OTHER_END: Final[dict[Role, Role]] = {
+    Role.CONTROL: Role.CONTROL,
+    Role.DATA_SENDER: Role.DATA_RECEIVER,
+    Role.DATA_RECEIVER: Role.DATA_SENDER,
+    Role.BULK_CALLER: Role.BULK_SERVER,
+    Role.BULK_SERVER: Role.BULK_CALLER,
+}
+
+ARRIVES: Final[dict[tuple[Role, State], frozenset[int]]] = {
+    **{(role, State.GREETING): frozenset({Hello.type_id}) for role in Role},
+    **{(role, State.OPEN): DEPARTS[other] for role, other in OTHER_END.items()},
+}
+"""The frame types that each end takes in each state; none where CLOSED."""
 
 _LIMITS: Final[dict[Role, Limits]] = {
     Role.CONTROL: CONTROL_LIMITS,
     Role.DATA_SENDER: CONTROL_LIMITS,
     Role.DATA_RECEIVER: DATA_LIMITS,
+    Role.BULK_CALLER: BULK_LIMITS,
+    Role.BULK_SERVER: CONTROL_LIMITS,
+}
+"""What each end takes; its other end may send no more."""
+
+_KINDS: Final[dict[Role, LinkKind]] = {
+    Role.CONTROL: "control",
+    Role.DATA_SENDER: "data",
+    Role.DATA_RECEIVER: "data",
+    Role.BULK_CALLER: "bulk",
+    Role.BULK_SERVER: "bulk",
 }
 
 
@@ -82,10 +114,9 @@ class Connection:
     """
 
     def __init__(self, role: Role, own: Hello, peer: NodeId | None, *, allocate: Allocate = heap_buffer) -> None:
-        kind: LinkKind = "control" if role is Role.CONTROL else "data"
         self.role = role
         self.state = State.GREETING
-        self.own = msgspec.structs.replace(own, kind=kind)
+        self.own = msgspec.structs.replace(own, kind=_KINDS[role])
         self.parser = FrameParser(_LIMITS[role], allocate=allocate, admit=self._admit)
         self._peer = peer
         self._hello: Hello | None = None
@@ -111,7 +142,7 @@ class Connection:
         if self.state is State.GREETING or message.type_id not in DEPARTS[self.role]:
             raise LocalProtocolError(f"A {type(message).__name__} may not be sent on a {self.role.value} link now.")
         head, payload = encode(epoch, number, message, tensors)
-        limits = DATA_LIMITS if self.role is Role.DATA_SENDER else CONTROL_LIMITS
+        limits = _LIMITS[OTHER_END[self.role]]
         payload_length = sum(len(piece) for piece in payload)
         if len(head) - HEADER_BYTES > limits.max_meta_bytes or payload_length > limits.max_payload_bytes:
             raise LocalProtocolError(
@@ -152,7 +183,7 @@ class Connection:
         if header.type not in allowed and not skipped:
             name = MESSAGES[header.type].__name__ if header.type in MESSAGES else f"type {header.type}"
             raise RemoteProtocolError(f"A {name} arrived on a {self.role.value} link in state {self.state.value}.")
-        if header.payload_length and header.type != Activation.type_id and not skipped:
+        if header.payload_length and header.type not in CARRIERS and not skipped:
             raise RemoteProtocolError(f"A {MESSAGES[header.type].__name__} arrived with a payload.")
         if header.type == Hello.type_id and header.meta_length > MAX_HELLO_BYTES:
             raise RemoteProtocolError("A Hello arrived that is too long.")

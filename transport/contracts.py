@@ -75,6 +75,34 @@ class DataSink(Protocol):
     def on_closed(self, sender: NodeId, error: TransportError | None) -> None: ...
 
 
+Answer = Callable[[Message, Sequence[TensorBuffer]], None]
+"""Sends one answer on a bulk link, and waits until the system has taken it. Raises LinkClosedError, TimeoutError."""
+
+
+class BulkSource(Protocol):
+    """Where bulk links are served from. `serve` is called on each link's own thread, and may take its time."""
+
+    def serve(self, asker: NodeId, request: Message, answer: Answer) -> None:
+        """Answers an AskModel or AskPiece, once. A TransportError raised here ends the link."""
+        ...
+
+
+class BulkLink(Protocol):
+    """The asking end of a bulk link, for one thread: blocking calls, answers in the order of the requests."""
+
+    def ask(self, request: Message) -> None:
+        """Send an AskModel or AskPiece. Raises LinkClosedError."""
+        ...
+
+    def answer(self) -> Received:
+        """The next answer. Raises LinkClosedError, also for a long silence, and RemoteProtocolError."""
+        ...
+
+    def hang_up(self) -> None:
+        """End the link, from any thread; who waits for an answer wakes up. Again: no effect."""
+        ...
+
+
 Closed = Callable[[NodeId, TransportError | None], None]
 """Called once, on any thread, when a data sender's connection ends: the node, and the error unless on purpose."""
 

@@ -7,13 +7,15 @@ Never what a message means, and never torch.
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, Self
 
-from transport.contracts import Book, Closed, ControlHandler, DataSink
+from transport.bulk import TlsBulkLink
+from transport.contracts import Book, BulkSource, Closed, ControlHandler, DataSink
 from transport.dialling import explained, first_that_answers, open_tls
 from transport.errors import LinkClosedError, RemoteProtocolError, TrustError
 from transport.framing import Allocate, heap_buffer
@@ -26,7 +28,7 @@ from transport.pairing import PairingDesk
 from transport.reception import HANDSHAKES, Admission, House, Reception
 from transport.requesting import blaming_clocks
 from transport.sockets import CONNECT_S, HandshakeThreads, Held, connect, listen
-from transport.tls import ALPN_CONTROL, ALPN_DATA, Contexts, make_contexts
+from transport.tls import ALPN_BULK, ALPN_CONTROL, ALPN_DATA, Contexts, make_contexts
 from transport.types import Address, NodeId
 
 _CLOSED: Final = "This node is shutting down."
@@ -52,6 +54,7 @@ class Endpoint:
         self._shut_out: frozenset[NodeId] = frozenset()
         self._dialled: weakref.WeakSet[TlsControlLink] = weakref.WeakSet()
         self._senders: weakref.WeakSet[TlsDataSender] = weakref.WeakSet()
+        self._bulk: weakref.WeakSet[TlsBulkLink] = weakref.WeakSet()
         self._closed = False
 
     @classmethod
@@ -64,6 +67,7 @@ class Endpoint:
         port: int,
         on_control: ControlHandler,
         sink: DataSink,
+        bulk: BulkSource | None = None,
         desk: PairingDesk | None = None,
         authority: ClusterAuthority | None = None,
         book: Book | None = None,
@@ -75,8 +79,10 @@ class Endpoint:
     ) -> Self:
         """Listen on `port` (0: a free one, see `.port`) of `host`, or of every interface when None.
 
-        With `desk`, `authority` and `book`, machines with a code or a token may join; `clock` gives Unix seconds, the
-        same that `desk.invite` is given. Raises PortBusyError, TrustError for credentials that do not fit together
+        `bulk`: what nodes that lack weights are served from. With `desk`, `authority` and `book`, machines with a code
+        or a token may join; `clock` gives Unix seconds, the same that `desk.invite` is given.
+
+        Raises PortBusyError, TrustError for credentials that do not fit together
         or, unless they `may_have_ended` and will be renewed, have run out.
         """
         credentials.check(None if may_have_ended else clock())
@@ -84,7 +90,7 @@ class Endpoint:
         admission = None
         if desk is not None and authority is not None:
             admission = Admission(desk, authority, credentials.certificate_der, clock, book or NoBook())
-        house = House(hello, contexts, on_control, sink, allocate, admission, deadline_s)
+        house = House(hello, contexts, on_control, sink, bulk, allocate, admission, deadline_s)
         listeners = listen(host, port)
         threads = HandshakeThreads(2 * HANDSHAKES)  # those of callers, and as many again for dialling
         reception = Reception(listeners, house, threads)
@@ -131,6 +137,24 @@ class Endpoint:
         self._senders.add(sender)
         return sender
 
+    async def dial_bulk(self, addresses: Sequence[Address], expected: NodeId) -> TlsBulkLink:
+        """The asking end of a bulk link to the node `expected`, to be closed by its user. Raises as `dial_control`."""
+        self._check_open()
+        self._check_not_shut_out(expected)
+
+        async def at(address: Address) -> TlsBulkLink:
+            with explained(address, expected):
+                async with asyncio.timeout(self._deadline_s):
+                    held = Held(await connect(address, self._connect_s), self._deadline_s)
+                    return await self._threads.run(held, partial(self._greet_bulk, held, expected), TlsBulkLink.close)
+
+        link = await first_that_answers(addresses, at)
+        if self._closed:
+            link.close()
+            raise LinkClosedError(_CLOSED)
+        self._bulk.add(link)
+        return link
+
     def renew(self, credentials: Credentials) -> None:
         """Show the certificate of these, this node's own, from now on. Links that stand go on.
 
@@ -152,6 +176,8 @@ class Endpoint:
         if self._closed:
             return
         self._closed = True
+        for bulk in self._bulk:
+            bulk.hang_up()
         ends = [self._threads.compute(sender.finish) for sender in self._senders]
         await asyncio.gather(self._reception.close(), *(link.close() for link in self._dialled), *ends)
         self._threads.close()
@@ -172,11 +198,17 @@ class Endpoint:
     def _greet_data(self, held: Held, expected: NodeId, on_closed: Closed) -> TlsDataSender:
         """On a thread. Closes the socket when it raises."""
         try:
-            held.say_data()
-            tls = held.start_tls(self._contexts.data_client, expected)
-            if tls.selected_alpn_protocol() != ALPN_DATA:
-                raise RemoteProtocolError("it does not speak the data protocol.")
+            tls = _tls_of_thread(held, self._contexts.data_client, expected, ALPN_DATA)
             return TlsDataSender.start(tls, self._hello, expected, on_closed, held.left_s)
+        except BaseException:
+            held.close()
+            raise
+
+    def _greet_bulk(self, held: Held, expected: NodeId) -> TlsBulkLink:
+        """On a thread. Closes the socket when it raises."""
+        try:
+            tls = _tls_of_thread(held, self._contexts.bulk_client, expected, ALPN_BULK)
+            return TlsBulkLink.start(tls, self._hello, expected, held.left_s)
         except BaseException:
             held.close()
             raise
@@ -188,6 +220,15 @@ class Endpoint:
     def _check_not_shut_out(self, node: NodeId) -> None:
         if node in self._shut_out:
             raise TrustError(f"Node {node[:8]} was removed from the cluster.")
+
+
+def _tls_of_thread(held: Held, context: ssl.SSLContext, expected: NodeId, protocol: str) -> ssl.SSLSocket:
+    """TLS for a link that blocking threads own. Raises OSError, RemoteProtocolError."""
+    held.say_data()
+    tls = held.start_tls(context, expected)
+    if tls.selected_alpn_protocol() != protocol:
+        raise RemoteProtocolError(f"it does not speak {protocol}.")
+    return tls
 
 
 __all__ = ["Endpoint", "pair"]

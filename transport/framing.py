@@ -40,6 +40,7 @@ class Limits:
 
 CONTROL_LIMITS: Final = Limits()
 DATA_LIMITS: Final = Limits(max_payload_bytes=256 << 20)
+BULK_LIMITS: Final = Limits(max_payload_bytes=2 << 20)
 
 
 class FrameHeader(msgspec.Struct, frozen=True):

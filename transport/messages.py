@@ -301,11 +301,79 @@ class Renewed(Message, frozen=True):
     certificate: bytes
 
 
+# --- bulk links: a node that lacks the weights of its layers asks the head for them -----------------------------
+
+PIECE_BYTES: Final = 2 << 20
+"""The most of a file that one AskPiece may ask for: a wait for a turn is never a wait for much."""
+MAX_WEIGHT_FILES: Final = 10_000
+SHA256_BYTES: Final = 32
+
+
+class WeightFileSize(msgspec.Struct, frozen=True, array_like=True):
+    """A safetensors file: its whole length, and that of its beginning (the length field and the JSON header)."""
+
+    size_bytes: Natural
+    head_bytes: Natural
+
+
+class AskModel(Message, frozen=True):
+    """First on a bulk link: of which files is the model made that has this ModelRef.digest?"""
+
+    type_id: ClassVar[int] = 20
+    digest: str
+
+
+class ModelFiles(Message, frozen=True):
+    """Answers AskModel. Files have numbers, no names: 0 is config.json, the weight files count from 1, in order."""
+
+    type_id: ClassVar[int] = 21
+    config_bytes: Natural
+    files: Annotated[tuple[WeightFileSize, ...], msgspec.Meta(max_length=MAX_WEIGHT_FILES)]
+
+
+class AskPiece(Message, frozen=True):
+    """`size_bytes` (1 to PIECE_BYTES) of a file from `start` on. `known`: the SHA-256 of what the asker has of it."""
+
+    type_id: ClassVar[int] = 22
+    file: Natural
+    start: Natural
+    size_bytes: Annotated[int, msgspec.Meta(ge=1, le=PIECE_BYTES)]
+    known: Annotated[bytes, msgspec.Meta(max_length=SHA256_BYTES)] = b""
+
+
+class Piece(Message, frozen=True):
+    """Answers AskPiece, in the order asked: its SHA-256, and as tensor "bytes" (uint8) itself, unless it is known."""
+
+    type_id: ClassVar[int] = 23
+    sha256: Annotated[bytes, msgspec.Meta(min_length=SHA256_BYTES, max_length=SHA256_BYTES)]
+
+
+class NotServed(Message, frozen=True):
+    """Answers AskModel or AskPiece with a sentence."""
+
+    type_id: ClassVar[int] = 24
+    reason: str
+
+
+class FetchProgress(Message, frozen=True):
+    """Worker to head: it lacks weights of its stage, and has fetched so many of their bytes."""
+
+    type_id: ClassVar[int] = 25
+    optional: ClassVar[bool] = True
+    epoch: Natural
+    fetched_bytes: Natural
+    total_bytes: Natural
+
+
+CARRIERS: Final = frozenset({Activation.type_id, Piece.type_id})
+"""The messages that may come with a payload."""
+
 MESSAGES: Final[dict[int, type[Message]]] = {
     message.type_id: message
     for message in (
         Hello, Goodbye, Join, Welcome, Refused, Ping, Pong, Assign, LoadProgress, StageReady, AssignRefused,
-        Release, StageFailed, Activation, StatusShare, Roll, Removed, Renew, Renewed,
+        Release, StageFailed, Activation, StatusShare, Roll, Removed, Renew, Renewed, AskModel, ModelFiles, AskPiece,
+        Piece, NotServed, FetchProgress,
     )
 }  # fmt: skip
 """Every message by its frame type."""

@@ -1,4 +1,4 @@
-"""Who comes to the node port: control links, data links and joining machines, told apart and let in, or closed.
+"""Who comes to the node port: control, data and bulk links and joining machines, told apart and let in, or closed.
 
 A caller is handed on only after TLS has proven who it is. Until its first byte it stands on the doorstep; then at
 most 8 handshakes run at once, each within a deadline that counts from that byte; when 64 wait for their turn, more
@@ -18,7 +18,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, cast
 
-from transport.contracts import Book, ControlHandler, DataSink, Outcome
+from transport.bulk import BulkServing
+from transport.contracts import Book, BulkSource, ControlHandler, DataSink, Outcome
 from transport.data_socket import prepare_socket
 from transport.dialling import STREAM_LIMIT_BYTES, TLS_GOODBYE_S
 from transport.doorstep import Doorstep
@@ -32,16 +33,21 @@ from transport.messages import Hello
 from transport.pairing import PairingDesk
 from transport.requesting import issue
 from transport.sockets import FIRST_BYTES_S, LAST_WORDS_S, HandshakeThreads, Held
-from transport.tls import ALPN_CONTROL, ALPN_DATA, ALPN_ISSUE, ALPN_JOIN, Contexts, node_of
+from transport.tls import ALPN_BULK, ALPN_CONTROL, ALPN_DATA, ALPN_ISSUE, ALPN_JOIN, Contexts, node_of
 from transport.types import Address, NodeId
 
 HANDSHAKES: Final = 8
 QUEUE: Final = 64
+BULK_LINKS: Final = 32
+"""Each takes a thread; a node that finds no place asks again a little later."""
 _ACCEPT_PAUSE_S: Final = 0.1
 _LEAST_S: Final = 1.0
 """What is left of a handshake's deadline once it has its turn, however long it waited: it suffices across the world."""
 _DOORSTEP_PAUSE_S: Final = 0.01
 _log = logging.getLogger(__name__)
+
+Incoming = TlsDataReceiver | BulkServing
+"""What lives on a thread of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +69,7 @@ class House:
     contexts: Contexts
     on_control: ControlHandler
     sink: DataSink
+    bulk: BulkSource | None
     allocate: Allocate
     admission: Admission | None
     deadline_s: float
@@ -82,7 +89,7 @@ class Reception:
         self._has_room.set()
         self._closing = False
         self._tasks: set[asyncio.Task[None]] = set()
-        self._receivers: weakref.WeakSet[TlsDataReceiver] = weakref.WeakSet()
+        self._receivers: weakref.WeakSet[Incoming] = weakref.WeakSet()
         self._shut_out: frozenset[NodeId] = frozenset()
 
     @property
@@ -112,7 +119,7 @@ class Reception:
         self._house = replace(self._house, contexts=contexts, admission=admission)
 
     def shut_out(self, nodes: frozenset[NodeId]) -> None:
-        """Cut the data links from these nodes, and take none from them any more."""
+        """Cut the data and bulk links from these nodes, and take none from them any more."""
         self._shut_out = nodes
         for receiver in self._receivers:
             if receiver.node in nodes:
@@ -186,27 +193,43 @@ class Reception:
         receiver = await self._threads.run(held, partial(self._take_data, held, house), partial(_give_up, held))
         if receiver is None:
             return await self._take_streams(held.sock, house)
+        if isinstance(receiver, BulkServing):
+            self._make_room(receiver)
         self._receivers.add(receiver)
         if receiver.node in self._shut_out:  # since the handshake looked
             receiver.hang_up()
         return None
 
-    # --- data, on a thread ----------------------------------------------------------------------------------
+    def _make_room(self, newest: BulkServing) -> None:
+        """One bulk link per node, the newest, and BULK_LINKS in all."""
+        others = [link for link in self._receivers if isinstance(link, BulkServing) and not link.ended]
+        for link in others:
+            if link.node == newest.node:
+                link.hang_up()
+        if sum(link.node != newest.node for link in others) >= BULK_LINKS:
+            newest.hang_up()
 
-    def _take_data(self, held: Held, house: House) -> TlsDataReceiver | None:
+    # --- data and bulk, on a thread ----------------------------------------------------------------------------------
+
+    def _take_data(self, held: Held, house: House) -> Incoming | None:
         """None, with the socket untouched, when the caller begins with TLS; closes it when it raises."""
         try:
             prepare_socket(held.sock)
             if held.first_bytes() == "tls":
                 return None
             tls = held.start_tls(house.contexts.data_server)
-            if tls.selected_alpn_protocol() != ALPN_DATA:
+            protocol = tls.selected_alpn_protocol()
+            if protocol not in (ALPN_DATA, ALPN_BULK):
                 raise RemoteProtocolError("A caller announced data and spoke something else.")
             node = node_of(tls)
             if node in self._shut_out:
                 if house.admission is not None:
                     _note(house.admission.book, Outcome("removed", node), held.sock.getpeername())
                 raise TrustError("A caller was removed from the cluster.")
+            if protocol == ALPN_BULK:
+                if house.bulk is None:
+                    raise RemoteProtocolError("A caller asked for weights, which only a master serves.")
+                return BulkServing.start(tls, house.hello, node, house.bulk, held.left_s)
             return TlsDataReceiver.start(tls, house.hello, node, house.sink, house.allocate, held.left_s)
         except BaseException:
             held.close()
@@ -280,7 +303,7 @@ def _note(book: Book, outcome: Outcome | None, caller: tuple[Any, ...] | None) -
         book.note(outcome, str(caller[0]) if caller else "")
 
 
-def _give_up(held: Held, receiver: TlsDataReceiver | None) -> None:
+def _give_up(held: Held, receiver: Incoming | None) -> None:
     if receiver is None:
         held.close()
     else:

@@ -19,18 +19,22 @@ from transport.types import NodeId
 
 ALPN_CONTROL: Final = "vrm/1"
 ALPN_DATA: Final = "vrm-data/1"
+ALPN_BULK: Final = "vrm-bulk/1"
 ALPN_JOIN: Final = pairing.ALPN
 ALPN_ISSUE: Final = issuing.ALPN
 
 
 @dataclass(frozen=True, slots=True)
 class Contexts:
-    """A node's side of each kind of connection. `control_server` also takes joining machines, if any may come."""
+    """A node's side of each kind of connection. `control_server` also takes joining machines, if any may come;
+    `data_server` takes all that blocking threads serve.
+    """
 
     control_server: ssl.SSLContext
     data_server: ssl.SSLContext
     control_client: ssl.SSLContext
     data_client: ssl.SSLContext
+    bulk_client: ssl.SSLContext
     accepts_pairing: bool
 
 
@@ -38,14 +42,16 @@ def make_contexts(credentials: Credentials, *, accepts_pairing: bool) -> Context
     """Raises TrustError when key and certificate do not fit."""
     contexts = Contexts(
         control_server=_server([ALPN_CONTROL, *([ALPN_JOIN, ALPN_ISSUE] if accepts_pairing else [])]),
-        data_server=_server([ALPN_DATA]),
+        data_server=_server([ALPN_DATA, ALPN_BULK]),
         control_client=_client([ALPN_CONTROL]),
         data_client=_client([ALPN_DATA]),
+        bulk_client=_client([ALPN_BULK]),
         accepts_pairing=accepts_pairing,
     )
     if accepts_pairing:  # a joining machine has no certificate yet; node_of refuses the others that have none
         contexts.control_server.verify_mode = ssl.CERT_OPTIONAL
-    everyone = (contexts.control_server, contexts.data_server, contexts.control_client, contexts.data_client)
+    servers = (contexts.control_server, contexts.data_server)
+    everyone = (*servers, contexts.control_client, contexts.data_client, contexts.bulk_client)
     for context in everyone:
         context.load_verify_locations(cadata=credentials.ca_pem.decode())
         context.verify_flags |= ssl.VERIFY_X509_STRICT

@@ -15,7 +15,7 @@ NodeId = str
 Natural = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 """An int for every type checker; the codec refuses one from the wire that is negative or over 63 bits."""
 
-LinkKind = Literal["control", "data"]
+LinkKind = Literal["control", "data", "bulk"]
 DeviceKind = Literal["cpu", "cuda", "rocm", "mps", "xpu"]
 ModelSource = Literal["builtin", "folder", "hub"]
 

@@ -10,7 +10,7 @@ import contextlib
 import platform
 import signal
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import vramancer_cli
-from transport.contracts import ControlHandler, ControlLink, DataSink, Received
+from transport.bulk import TlsBulkLink
+from transport.contracts import BulkSource, ControlHandler, ControlLink, DataSink, Received
 from transport.discovery import announce, local_addresses
 from transport.endpoint import Endpoint
 from transport.errors import PortBusyError, TransportError
@@ -29,21 +30,26 @@ from transport.types import Address, NodeFacts, NodeId, Peer, Versions
 from vramancer_cli.engine.torch_engine import TorchEngine
 from vramancer_cli.errors import UsageError
 from vramancer_cli.models.facts import ModelFacts
+from vramancer_cli.models.weight_files import WeightFile
 from vramancer_cli.planning.facts import PlanSettings
-from vramancer_cli.runtime import enrolment, run_file, store
+from vramancer_cli.runtime import enrolment, kept_weights, run_file, store
 from vramancer_cli.runtime.admin import HeadAdmin, WorkerAdmin
+from vramancer_cli.runtime.bulk_pace import BulkPace
+from vramancer_cli.runtime.checkpoints import FetchedCheckpoints, OwnCheckpoints
 from vramancer_cli.runtime.claim import claimed
 from vramancer_cli.runtime.contracts import Admin
 from vramancer_cli.runtime.coordinator import Coordinator
 from vramancer_cli.runtime.device_thread import DeviceThread
 from vramancer_cli.runtime.generation import Generation
 from vramancer_cli.runtime.head_finder import HeadFinder
+from vramancer_cli.runtime.hub import Progress
 from vramancer_cli.runtime.registrar import Registrar
 from vramancer_cli.runtime.registry import Registry
 from vramancer_cli.runtime.renewal import Renewal
 from vramancer_cli.runtime.run_file import RunRecord
 from vramancer_cli.runtime.state_folder import StateFolder
 from vramancer_cli.runtime.tasks import task_group
+from vramancer_cli.runtime.weight_source import WeightSource
 from vramancer_cli.runtime.worker import RENEWAL_LOOK_S, Worker
 from vramancer_cli.serving.app import ApiServer, create_app
 from vramancer_cli.serving.exposure import exposed, server_settings
@@ -77,11 +83,15 @@ class NodeReady:
 OnReady = Callable[[NodeReady], None]
 
 
-def run(settings: NodeSettings, on_ready: OnReady) -> None:
-    """Run a node until SIGINT or SIGTERM. Raises what the user should read (errors.SHOWN)."""
+def run(settings: NodeSettings, on_ready: OnReady, on_download: Progress = store.silent) -> None:
+    """Run a node until SIGINT or SIGTERM. Raises what the user should read (errors.SHOWN).
+
+    `on_download` is told, on another thread, how a model comes from the hub.
+    """
     log.configure(json=settings.log_json)
+    node = partial(_head, on_download=on_download) if settings.role == "head" else _worker
     with claimed(settings.state_folder):
-        asyncio.run(_until_signal(_head if settings.role == "head" else _worker, settings, on_ready))
+        asyncio.run(_until_signal(node, settings, on_ready))
 
 
 async def _until_signal(
@@ -107,7 +117,7 @@ async def _until_signal(
 # --- the head -------------------------------------------------------------------------------------------------------
 
 
-async def _head(settings: NodeSettings, on_ready: OnReady) -> None:
+async def _head(settings: NodeSettings, on_ready: OnReady, on_download: Progress) -> None:
     folder = StateFolder(settings.state_folder)
     credentials, authority = enrolment.found_cluster(settings.name, folder, time.time())
     desk, events = PairingDesk(), SecurityLog(folder.path)
@@ -115,10 +125,11 @@ async def _head(settings: NodeSettings, on_ready: OnReady) -> None:
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(events.close)
         engine, device = await _engine(stack, settings)
-        chosen = await _choose_model(settings, engine, device)
+        chosen = await _choose_model(settings, engine, device, on_download)
         inbox = _Inbox()
         entrance = _Entrance(desk, authority, registrar)
-        endpoint = await _endpoint(stack, settings, credentials, inbox.accept, inbox, entrance)
+        source = _weight_source(stack, settings, chosen, inbox)
+        endpoint = await _endpoint(stack, settings, credentials, inbox.accept, inbox, entrance, source)
         generation = Generation(
             chosen.facts.ref.name, chosen.folder, chosen.context_tokens, int(time.time()), inbox.activity
         )
@@ -174,18 +185,32 @@ class _Chosen:
 
     folder: Path
     facts: ModelFacts
+    files: tuple[WeightFile, ...]
     context_tokens: int
 
 
-async def _choose_model(settings: NodeSettings, engine: TorchEngine, device: DeviceThread) -> _Chosen:
-    source, location, folder = await store.locate_choice(settings.model)
+def _weight_source(
+    stack: contextlib.AsyncExitStack, settings: NodeSettings, chosen: _Chosen, inbox: _Inbox
+) -> WeightSource:
+    """What workers get the weights from that they lack."""
+    digest, pace = chosen.facts.ref.digest, BulkPace(inbox.is_busy)
+    source = WeightSource(chosen.folder, digest, chosen.files, _shelf(settings), pace)
+    stack.callback(source.close)
+    return source
+
+
+async def _choose_model(
+    settings: NodeSettings, engine: TorchEngine, device: DeviceThread, on_download: Progress
+) -> _Chosen:
+    source, location, folder = await store.locate_choice(settings.model, _shelf(settings), on_download)
     name = folder.name if source == "folder" else location
     ref = ModelRef(name, source, location, await device.run(lambda: engine.digest(folder)))
     facts: ModelFacts = await device.run(lambda: engine.model_facts(folder, ref))
     asked_tokens = settings.context_tokens or DEFAULT_CONTEXT_TOKENS
     if settings.context_tokens and asked_tokens > facts.context_tokens:
         log.get("node").warning("the model's own context is shorter", asked=asked_tokens, context=facts.context_tokens)
-    return _Chosen(folder, facts, min(asked_tokens, facts.context_tokens))
+    files = await device.run(lambda: engine.weight_files(folder))
+    return _Chosen(folder, facts, files, min(asked_tokens, facts.context_tokens))
 
 
 def _announced(credentials: Credentials, node_port: int, api_port: int) -> Peer:
@@ -213,6 +238,11 @@ class _Inbox:
     def activity(self) -> None:
         self.coordinator.activity()
 
+    def is_busy(self) -> bool:
+        """Whether sequences run, or are about to; from any thread."""
+        state = self.coordinator.state
+        return state.running + state.waiting > 0
+
     def on_frame(self, sender: NodeId, received: Received) -> None:
         self.coordinator.on_frame(sender, received)
 
@@ -235,7 +265,14 @@ async def _worker(settings: NodeSettings, on_ready: OnReady) -> None:
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(events.close)
         engine, device = await _engine(stack, settings)
-        worker = Worker(lambda: _facts(settings, credentials, engine, endpoint.port), engine, device)
+
+        async def dial_bulk(addresses: Sequence[Address], node: NodeId) -> TlsBulkLink:
+            return await endpoint.dial_bulk(addresses, node)
+
+        shelf = _shelf(settings)
+        checkpoints = FetchedCheckpoints(engine, device, shelf, dial_bulk) if shelf else OwnCheckpoints()
+        facts = partial(_facts, settings, credentials, engine)
+        worker = Worker(lambda: facts(endpoint.port), engine, device, checkpoints)
         endpoint = await _endpoint(stack, settings, credentials, _nobody_dials_a_worker, worker)
         api = await _api(stack, settings, Registry(), WorkerAdmin(worker, credentials.cluster), events)
         events.note(Kind.NODE_PORT_OPENED, listens=_places(endpoint), open_to="nodes")
@@ -269,6 +306,7 @@ async def _endpoint(
     on_control: ControlHandler,
     sink: DataSink,
     entrance: _Entrance | None = None,
+    bulk: BulkSource | None = None,
 ) -> Endpoint:
     hello = Hello(PROTOCOL_MAJOR, PROTOCOL_MINOR, _versions(), credentials.node_id, settings.name, "control")
 
@@ -276,7 +314,7 @@ async def _endpoint(
         common = partial(Endpoint.open, credentials, hello, host=None, port=port, on_control=on_control, sink=sink)
         if entrance is None:  # its certificate, if it has ended, is renewed before the head is dialled
             return await common(may_have_ended=True)
-        return await common(desk=entrance.desk, authority=entrance.authority, book=entrance.registrar)
+        return await common(bulk=bulk, desk=entrance.desk, authority=entrance.authority, book=entrance.registrar)
 
     endpoint = await _or_free_port(open_at, settings.node_port, settings.node_port_given)
     stack.push_async_callback(endpoint.close)
@@ -304,6 +342,10 @@ async def _api(
     token = TOKEN_NAME if settings.api_token else ""
     events.note(Kind.API_OPENED, listens=api.listens, speaks=speaks, open_to=open_to, key=token)
     return api
+
+
+def _shelf(settings: NodeSettings) -> Path | None:
+    return kept_weights.shelf_in(settings.cache_folder) if settings.cache_folder else None
 
 
 def _places(endpoint: Endpoint) -> tuple[str, ...]:

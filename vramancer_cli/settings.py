@@ -66,6 +66,7 @@ class NodeSettings:
     allow_lan_http: bool = False
     production: bool = False
     rate_limit: int | None = None
+    cache_folder: Path | None = None
 
     def __repr__(self) -> str:
         """Without the token: settings are logged."""

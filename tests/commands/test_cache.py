@@ -29,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
 def test_an_empty_cache_is_said_and_not_made(run: InProcess, tmp_path: Path) -> None:
     ran = run("cache")
     assert ran.code == 0
-    assert ran.out.strip() == f"{tmp_path / 'cache'}: 0 runtimes"
+    assert ran.out.strip() == f"{tmp_path / 'cache'}: 0 runtimes, weights of 0 models"
     assert not (tmp_path / "cache").exists()
 
 
@@ -58,3 +58,16 @@ def test_clean_removes_what_nobody_uses(run: InProcess, folder: Path) -> None:
 def test_clean_speaks_json(run: InProcess, folder: Path) -> None:
     told = json.loads(run("cache", "clean", "--json").out)
     assert told == {"folder": str(folder), "removed": ["runtime-aaaa", "runtime-bbbb"], "in_use": []}
+
+
+def test_weights_from_a_master_are_listed_and_removed(run: InProcess, tmp_path: Path) -> None:
+    digest = "ab" * 32
+    folder = tmp_path / "cache" / "weights" / digest
+    folder.mkdir(parents=True)
+    (folder / "about.json").write_text('{"name": "org/na\\u001bme"}')
+    (folder / "00001.safetensors").write_bytes(bytes(8192))
+    assert any("org/name" in line and digest[:8] in line for line in run("cache").out.splitlines())
+    assert json.loads(run("cache", "--json").out)["weights"][0]["digest"] == digest
+    assert run("cache", "clean").code == 0 and folder.exists()
+    assert run("cache", "clean", "--weights").out.startswith("Weights of 1 model removed, ")
+    assert not folder.exists()

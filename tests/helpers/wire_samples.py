@@ -10,15 +10,21 @@ from transport.codec import encode
 from transport.contracts import TensorBuffer
 from transport.messages import (
     Activation,
+    AskModel,
+    AskPiece,
     Assign,
     AssignRefused,
+    FetchProgress,
     Goodbye,
     Hello,
     Join,
     LoadProgress,
     Message,
+    ModelFiles,
     ModelRef,
     NodeLoad,
+    NotServed,
+    Piece,
     Ping,
     Plan,
     Pong,
@@ -34,6 +40,7 @@ from transport.messages import (
     StatusShare,
     Step,
     StepRow,
+    WeightFileSize,
     Welcome,
 )
 from transport.types import Address, DeviceFacts, LayerRange, NodeFacts, TensorSpec, Versions
@@ -124,4 +131,10 @@ SAMPLES: Final[tuple[Sample, ...]] = (
     Sample(Removed()),
     Sample(Renew(bytes(range(48, 58)))),
     Sample(Renewed(bytes(range(65, 75)))),
+    Sample(AskModel("ab" * 32)),
+    Sample(ModelFiles(700, (WeightFileSize(5 << 30, 4096), WeightFileSize(3 << 30, 2048)))),
+    Sample(AskPiece(2, 4096, 1 << 20, bytes(range(32)))),
+    Sample(Piece(bytes(range(32))), tensors=(tensor("bytes", "uint8", (5,), b"piece"),)),
+    Sample(NotServed("The master serves another model.")),
+    Sample(FetchProgress(3, 1 << 20, 5 << 20)),
 )

@@ -209,6 +209,7 @@ def test_optional_messages_carry_the_flag() -> None:
         "Removed",
         "Renew",
         "Renewed",
+        "FetchProgress",
     ]
     assert take_apart(encode(0, 0, Whisper("psst"))[0])[0].optional
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.helpers.wire_samples import ELM, OAK, SAMPLES, Sample, hello, tensor
 from transport.codec import encode
-from transport.connection import DEPARTS, Connection, Role, State, StepOrder, check_hello
+from transport.connection import DEPARTS, OTHER_END, Connection, Role, State, StepOrder, check_hello
 from transport.contracts import Received
 from transport.errors import (
     IncompatibleError,
@@ -20,12 +20,6 @@ from transport.errors import (
 )
 from transport.framing import OPTIONAL, FrameHeader
 from transport.messages import Activation, Goodbye, Hello, Ping, Step
-
-OTHER_END = {
-    Role.CONTROL: Role.CONTROL,
-    Role.DATA_SENDER: Role.DATA_RECEIVER,
-    Role.DATA_RECEIVER: Role.DATA_SENDER,
-}
 
 
 def take(connection: Connection, data: bytes) -> Received | None:
@@ -47,7 +41,7 @@ def test_hello_opens_a_link(role: Role) -> None:
     here, there = pair(role)
     assert (here.state, there.state) == (State.OPEN, State.OPEN)
     assert (here.hello.name, there.hello.name) == ("oak", "elm")
-    assert here.hello.kind == there.hello.kind == ("control" if role is Role.CONTROL else "data")
+    assert here.hello.kind == there.hello.kind == role.value.split()[0]
 
 
 @pytest.mark.parametrize("role", Role)

@@ -91,7 +91,19 @@ def _loading_reason(state: State) -> str:
     total_bytes = sum(stage.weights_bytes for stage in stages)
     loaded_bytes = sum(_loaded_fraction(state, stage.node) * stage.weights_bytes for stage in stages)
     percent = int(100 * loaded_bytes / total_bytes) if total_bytes else 0
-    return f"Loading the model: {ready} of {len(stages)} nodes are ready, {percent} % of the weights are in place."
+    loading = f"Loading the model: {ready} of {len(stages)} nodes are ready, {percent} % of the weights are in place."
+    return " ".join([loading, *(_fetching(state.nodes[stage.node]) for stage in stages if _fetches(state, stage.node))])
+
+
+def _fetches(state: State, node: NodeId) -> bool:
+    stage = state.nodes[node].stage
+    return stage is not None and stage.status == "loading" and stage.fetched_bytes < stage.fetch_bytes
+
+
+def _fetching(record: NodeRecord) -> str:
+    assert record.stage is not None
+    fetched, all_of_it = (size / (1 << 20) for size in (record.stage.fetched_bytes, record.stage.fetch_bytes))
+    return f"'{record.facts.name}' fetches its weights from the master: {fetched:.0f} of {all_of_it:.0f} MiB."
 
 
 # --- nodes ----------------------------------------------------------------------------------------------------------
@@ -129,6 +141,8 @@ def _node_status(state: State, node: NodeId, now: float) -> NodeStatus:
         direct=record.direct,
         why=_why(state, node, now),
         address=str(facts.addresses[0]) if facts.addresses else "",
+        fetched_bytes=record.stage.fetched_bytes if record.stage is not None else 0,
+        fetch_bytes=record.stage.fetch_bytes if record.stage is not None else 0,
     )
 
 

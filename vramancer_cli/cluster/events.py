@@ -87,6 +87,17 @@ class Assigned:
 
 
 @dataclass(frozen=True, slots=True)
+class StageFetching:
+    """A node lacks weights of its stage, and has so many of their bytes from the head by now."""
+
+    node: NodeId
+    epoch: int
+    fetched_bytes: int
+    total_bytes: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class StageLoading:
     """A node's stage is partly loaded."""
 
@@ -165,6 +176,7 @@ Event = (
     | Planned
     | PlanFailed
     | Assigned
+    | StageFetching
     | StageLoading
     | StageBecameReady
     | StageRefused

@@ -37,11 +37,16 @@ class Trouble:
 
 @dataclass(frozen=True, slots=True)
 class StageRecord:
-    """What a node holds or loads. `loaded_fraction` is 0 to 1; `moved_at`: when it was assigned or last got further."""
+    """What a node holds or loads. `loaded_fraction` is 0 to 1; `moved_at`: when it was assigned or last got further.
+
+    `fetch_bytes`: of its weights, what it did not have; `fetched_bytes` of them have come.
+    """
 
     epoch: int
     status: Literal["loading", "ready", "refused"] = "loading"
     loaded_fraction: float = 0.0
+    fetched_bytes: int = 0
+    fetch_bytes: int = 0
     moved_at: float = 0.0
     direct: bool = False
 

@@ -95,7 +95,7 @@ def apply(state: State, event: events.Event) -> State:
             return _plan_failed(state, Failure(event.reason, event.missing_bytes))
         case events.Assigned():
             return _assigned(state, event)
-        case events.StageLoading() | events.StageBecameReady():
+        case events.StageFetching() | events.StageLoading() | events.StageBecameReady():
             return _stage_progressed(state, event)
         case events.StageRefused():
             return _refused(state, event)
@@ -213,11 +213,18 @@ def _assigned(state: State, event: events.Assigned) -> State:
     return _with(state, replace(record, stage=StageRecord(event.epoch, moved_at=event.at)))
 
 
-def _stage_progressed(state: State, event: events.StageLoading | events.StageBecameReady) -> State:
+def _stage_progressed(
+    state: State, event: events.StageFetching | events.StageLoading | events.StageBecameReady
+) -> State:
     record = state.nodes.get(event.node)
     if record is None or record.stage is None or record.stage.epoch != event.epoch or record.stage.status != "loading":
         return state
-    if isinstance(event, events.StageLoading):
+    if isinstance(event, events.StageFetching):
+        fetched_bytes = min(event.fetched_bytes, event.total_bytes)
+        moved_at = event.at if fetched_bytes > record.stage.fetched_bytes else record.stage.moved_at
+        fetched = {"fetched_bytes": fetched_bytes, "fetch_bytes": event.total_bytes}
+        stage = replace(record.stage, moved_at=moved_at, **fetched)
+    elif isinstance(event, events.StageLoading):
         fraction = min(1.0, max(0, event.loaded_bytes) / max(1, event.total_bytes))
         moved_at = event.at if fraction > record.stage.loaded_fraction else record.stage.moved_at
         stage = replace(record.stage, loaded_fraction=fraction, moved_at=moved_at)

@@ -14,7 +14,10 @@ NodeState = Literal["joined", "loading", "ready", "spare", "lost"]
 
 @dataclass(frozen=True, slots=True)
 class NodeStatus:
-    """One node. `layers` is [start, end) or None; `why` is the planner's sentence; `round_trip_s` None for the head."""
+    """One node. `layers` is [start, end) or None; `why` is the planner's sentence; `round_trip_s` None for the head.
+
+    `fetch_bytes`: weights that it lacked and fetches from the head before it loads; `fetched_bytes` are there.
+    """
 
     id: str
     name: str
@@ -32,6 +35,8 @@ class NodeStatus:
     direct: bool
     why: str
     address: str
+    fetched_bytes: int = 0
+    fetch_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

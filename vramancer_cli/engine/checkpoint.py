@@ -21,6 +21,7 @@ from vramancer_cli.engine.tensors import byte_view
 from vramancer_cli.errors import ModelError
 from vramancer_cli.models import folder as model_folder
 from vramancer_cli.models.folder import one_line
+from vramancer_cli.models.weight_files import WeightFile
 
 HEADER_MAX_BYTES: Final = 100_000_000
 MAX_TENSORS: Final = 500_000
@@ -30,6 +31,7 @@ _MAX_DIMENSIONS: Final = 16
 _MAX_ELEMENTS: Final = 2**60
 _COMPARED_BYTES: Final = 1 << 20
 INDEX_NAME: Final = "model.safetensors.index.json"
+SINGLE_NAME: Final = "model.safetensors"
 
 _STORED_DTYPES: Final = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -106,10 +108,21 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder, config, tensors, digest.hexdigest())
 
 
+def measured_files(folder: Path) -> tuple[WeightFile, ...]:
+    """The weight files in the order in which the digest takes their headers. Raises ModelError."""
+    paths = weight_files(folder)
+    return tuple(WeightFile(path, path.stat().st_size, 8 + len(_read_header(path))) for path in paths)
+
+
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that make up the model, by name: those that the index lists, else all in the folder."""
-    index = folder / INDEX_NAME
+    """The safetensors files that make up the model, by name: those that the index lists; without one, the single file.
+
+    Without either, all in the folder.
+    """
+    index, single = folder / INDEX_NAME, folder / SINGLE_NAME
     paths = _indexed_files(index) if index.is_file() else _files_in(folder)
+    if single in paths and not index.is_file():  # others beside it are the same weights in another form
+        paths = [single]
     if not paths:
         raise _no_weights(folder)
     return paths

@@ -13,11 +13,15 @@ from transport.contracts import TensorBuffer
 from transport.messages import ModelRef, Plan
 from transport.types import DeviceFacts
 from vramancer_cli.engine import devices, tensors, weights
+from vramancer_cli.engine.checkpoint import measured_files
 from vramancer_cli.engine.ends import TorchEnds, load_ends
+from vramancer_cli.engine.heap import giving_back
 from vramancer_cli.engine.memory import MemoryBudget
+from vramancer_cli.engine.ranges import stage_ranges
 from vramancer_cli.engine.stage import PagedStage, load_stage
 from vramancer_cli.engine.weights import Progress
 from vramancer_cli.models.facts import ModelFacts
+from vramancer_cli.models.weight_files import ByteRange, WeightFile
 
 
 class TorchEngine:
@@ -60,13 +64,23 @@ class TorchEngine:
         """Raises ModelError."""
         return weights.model_facts(folder, ref)
 
+    def weight_files(self, folder: Path) -> tuple[WeightFile, ...]:
+        """Raises ModelError."""
+        return measured_files(folder)
+
+    def stage_ranges(self, folder: Path, plan: Plan, stage_index: int) -> tuple[ByteRange, ...]:
+        """Raises ModelError."""
+        return stage_ranges(folder, plan, stage_index)
+
     def load_stage(self, folder: Path, plan: Plan, stage_index: int, progress: Progress) -> PagedStage:
         """Raises OverLimitError before allocating anything over the limit, ModelError."""
-        return load_stage(folder, plan, stage_index, self._budget, self.device, progress, self._count)
+        with giving_back():
+            return load_stage(folder, plan, stage_index, self._budget, self.device, progress, self._count)
 
     def load_ends(self, folder: Path, plan: Plan, progress: Progress) -> TorchEnds:
         """Raises OverLimitError before allocating anything over the limit, ModelError."""
-        return load_ends(folder, plan, self._budget, self.device, progress)
+        with giving_back():
+            return load_ends(folder, plan, self._budget, self.device, progress)
 
     def to_buffer(self, name: str, hidden: torch.Tensor) -> TensorBuffer:
         """Raises LocalProtocolError for a dtype that may not cross the wire."""

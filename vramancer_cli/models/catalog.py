@@ -15,7 +15,8 @@ from vramancer_cli.errors import ModelError
 BUILTIN_NAME: Final = "vramancer-guide"
 """The model that comes with the program and needs no download."""
 
-_HUB_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+_HUB_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(@[A-Za-z0-9][\w.-]{0,127})?", re.ASCII)
+"""With the revision, if any: a branch, a tag or a commit."""
 _DRIVE: Final = re.compile(r"[A-Za-z]:")
 
 
@@ -37,7 +38,7 @@ def classify(model: str | None) -> tuple[ModelSource, str]:
         return "hub", model
     raise ModelError(
         f"'{model}' is neither a folder nor the name of a model on the hub.",
-        hint=f"Give a folder, a name such as 'org/name', or leave --model out for '{BUILTIN_NAME}'.",
+        hint=f"Give a folder, 'org/name' or 'org/name@revision', or leave --model out for '{BUILTIN_NAME}'.",
     )
 
 

@@ -13,6 +13,7 @@ from transport.types import DeviceFacts, NodeId
 from vramancer_cli.cluster.status import ClusterStatus
 from vramancer_cli.models.facts import ModelFacts
 from vramancer_cli.models.sampling import Draw, Sampling
+from vramancer_cli.models.weight_files import ByteRange, WeightFile
 
 Hidden = Any
 """A tensor of hidden states, [tokens, hidden]. The runtime carries it and never looks inside."""
@@ -75,6 +76,14 @@ class Engine(Protocol):
 
     def model_facts(self, folder: Path, ref: ModelRef) -> ModelFacts:
         """Raises ModelError."""
+        ...
+
+    def weight_files(self, folder: Path) -> Sequence[WeightFile]:
+        """In the order of the digest. Raises ModelError."""
+        ...
+
+    def stage_ranges(self, folder: Path, plan: Plan, stage_index: int) -> Sequence[ByteRange]:
+        """The bytes that `load_stage` will read; config and headers suffice for it. Raises ModelError."""
         ...
 
     def load_stage(self, folder: Path, plan: Plan, stage_index: int, progress: Progress) -> Stage:

@@ -32,7 +32,7 @@ from vramancer_cli.runtime.registrar import Registrar
 from vramancer_cli.runtime.tasks import task_group
 from vramancer_cli.telemetry import log
 
-_QUIET = (events.NodeHeard, events.StageLoading)
+_QUIET = (events.NodeHeard, events.StageFetching, events.StageLoading)
 """Events that never call for an action."""
 
 

@@ -18,6 +18,7 @@ from transport.errors import LinkClosedError, RemoteProtocolError, TransportErro
 from transport.messages import (
     Assign,
     AssignRefused,
+    FetchProgress,
     Join,
     LoadProgress,
     Message,
@@ -195,6 +196,9 @@ class Members:
         match message:
             case Pong():
                 self._ponged_by(node, member, message)
+            case FetchProgress():
+                fetched = (message.epoch, message.fetched_bytes, message.total_bytes)
+                self._note(events.StageFetching(node, *fetched, self._loop.time()))
             case LoadProgress():
                 loaded = (message.epoch, message.loaded_bytes, message.total_bytes)
                 self._note(events.StageLoading(node, *loaded, self._loop.time()))

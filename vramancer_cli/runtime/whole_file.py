@@ -39,7 +39,7 @@ def read(path: Path) -> bytes | None:
 def write(path: Path, data: bytes) -> None:
     """Puts `data` in place of what `path` held, and makes its folder. Raises StateFolderError, the old file intact."""
     try:
-        _make_private(path.parent)
+        make_private(path.parent)
         _replace(path, data)
     except OSError as error:
         raise StateFolderError(f"{path} cannot be written: {error.strerror}.") from error
@@ -50,7 +50,8 @@ def broken(path: Path, why: str) -> StateFolderError:
     return StateFolderError(f"{path} is broken ({why.rstrip('.')}); it was left as it is.")
 
 
-def _make_private(folder: Path) -> None:
+def make_private(folder: Path) -> None:
+    """A folder that only this user can look into. Raises OSError."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if os.name == "posix" and folder.stat().st_mode & 0o077:
         folder.chmod(0o700)

@@ -35,6 +35,7 @@ from transport.messages import (
 )
 from transport.types import Address, LayerRange, NodeFacts, NodeId
 from vramancer_cli.errors import VramancerError
+from vramancer_cli.runtime.checkpoints import Checkpoints
 from vramancer_cli.runtime.contracts import DeviceExecutor, Engine
 from vramancer_cli.runtime.renewal import Renewal
 from vramancer_cli.runtime.tasks import task_group
@@ -66,11 +67,17 @@ class Worker:
     `cluster` is its name, "" while there is no link; `status` the JSON that the head shared last.
     """
 
-    def __init__(self, facts: Callable[[], NodeFacts], engine: Engine, device: DeviceExecutor) -> None:
+    def __init__(
+        self,
+        facts: Callable[[], NodeFacts],
+        engine: Engine,
+        device: DeviceExecutor,
+        checkpoints: Checkpoints | None = None,
+    ) -> None:
         self._facts = facts
         self._engine = engine
         self._log = log.get("worker")
-        self._stage = WorkerStage(engine, device, self._report)
+        self._stage = WorkerStage(engine, device, self._report, checkpoints)
         self._session: _Session | None = None
         self._renewal: Renewal | None = None
         self.cluster = ""

@@ -7,7 +7,7 @@ Never the control link: what the head must hear goes through `report`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,8 @@ from transport.messages import (
 )
 from transport.types import Address, LayerRange, NodeId
 from vramancer_cli.errors import ModelError, OverLimitError, VramancerError
-from vramancer_cli.runtime import data_links, store
+from vramancer_cli.runtime import data_links
+from vramancer_cli.runtime.checkpoints import Checkpoints, OwnCheckpoints
 from vramancer_cli.runtime.contracts import DeviceExecutor, Engine, Stage
 from vramancer_cli.runtime.data_links import HIDDEN, activation
 from vramancer_cli.runtime.holding import Holding
@@ -61,10 +62,13 @@ class _Held:
 class WorkerStage:
     """At most one stage at a time. A DataSink; all else on the event loop, where `report` is called too."""
 
-    def __init__(self, engine: Engine, device: DeviceExecutor, report: Report) -> None:
+    def __init__(
+        self, engine: Engine, device: DeviceExecutor, report: Report, checkpoints: Checkpoints | None = None
+    ) -> None:
         self._engine = engine
         self._device = device
         self._report = report
+        self._checkpoints = checkpoints or OwnCheckpoints()
         self._log = log.get("stage")
         self._loop = asyncio.get_running_loop()
         self._holding = Holding(device)
@@ -102,11 +106,12 @@ class WorkerStage:
 
     async def _load_and_dial(self, assign: Assign, network: Network, head_address: Address) -> StageReady | None:
         plan, index = assign.plan, assign.stage
-        folder = await store.locate_ref(plan.model)
+        head = _head_addresses(assign, head_address)
+        folder = await self._checkpoints.find(assign, head, self._report)
         stage = await self._holding.load(lambda: self._load(folder, assign))
         if stage is None:
             return None
-        sender, direct = await self._dial_onward(assign, network, head_address)
+        sender, direct = await self._dial_onward(assign, network, head)
         self._holding.keep(sender)
         self._held = _Held(plan, index, stage, sender, StepOrder())
         self._log.info("stage ready", layers=str(self.layers), epoch=plan.epoch, direct=direct)
@@ -127,7 +132,7 @@ class WorkerStage:
 
         return self._engine.load_stage(folder, assign.plan, assign.stage, progress)
 
-    async def _dial_onward(self, assign: Assign, network: Network, head_address: Address) -> tuple[DataSender, bool]:
+    async def _dial_onward(self, assign: Assign, network: Network, head: Sequence[Address]) -> tuple[DataSender, bool]:
         """A data link to the next stage's node; where that node cannot be reached, to the head, which relays."""
         plan = assign.plan
 
@@ -135,7 +140,6 @@ class WorkerStage:
             if error is not None:
                 self._loop.call_soon_threadsafe(self._link_broke, plan.epoch, 0, error)
 
-        head = (head_address, *(a for a in assign.addresses.get(plan.ends, ()) if a != head_address))
         node = plan.stages[assign.stage + 1].node if assign.stage + 1 < len(plan.stages) else plan.ends
         if node != plan.ends:
             try:
@@ -200,3 +204,8 @@ class WorkerStage:
     def _report_link(self, failed: StageFailed) -> None:
         if self._held is not None and self._held.plan.epoch == failed.epoch:
             self._report(failed)
+
+
+def _head_addresses(assign: Assign, seen: Address) -> tuple[Address, ...]:
+    """Where it was reached first."""
+    return (seen, *(address for address in assign.addresses.get(assign.plan.ends, ()) if address != seen))

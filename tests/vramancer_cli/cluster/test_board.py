@@ -69,6 +69,18 @@ def test_while_it_loads() -> None:
     assert [(n.state, n.loaded_fraction) for n in status.nodes] == [("ready", 1.0), ("loading", 0.25)]
 
 
+def test_while_a_node_fetches_its_weights() -> None:
+    bench = bench_of(30, 30)
+    bench.wait(1.0)
+    bench.reconcile()
+    bench.note(events.StageFetching(ONE, 1, 3 << 20, 12 << 20, 1.0))
+    status = board(bench)
+    assert status.reason.endswith("fetches its weights from the master: 3 of 12 MiB.")
+    assert [(n.fetched_bytes, n.fetch_bytes) for n in status.nodes if n.id == ONE] == [(3 << 20, 12 << 20)]
+    bench.note(events.StageFetching(ONE, 1, 12 << 20, 12 << 20, 2.0))
+    assert "fetches" not in board(bench).reason
+
+
 def test_when_it_serves() -> None:
     bench = bench_of(30, 30, 1)
     bench.run_until_quiet()

@@ -142,6 +142,16 @@ def test_stage_events_of_another_epoch_change_nothing() -> None:
     assert apply(bench.state, events.Released(ONE, 0)) is bench.state
 
 
+def test_fetching_moves_on_only_with_more_bytes() -> None:
+    bench = planned_bench()
+    bench.note(events.StageFetching(ONE, 1, 5, 10, 1.0))
+    bench.note(events.StageFetching(ONE, 1, 5, 10, 2.0))
+    assert bench.state.nodes[ONE].stage == StageRecord(1, "loading", moved_at=1.0, fetched_bytes=5, fetch_bytes=10)
+    bench.note(events.StageFetching(ONE, 1, 99, 10, 3.0))  # nonsense from outside stays within bounds
+    assert bench.state.nodes[ONE].stage == StageRecord(1, "loading", moved_at=3.0, fetched_bytes=10, fetch_bytes=10)
+    assert apply(bench.state, events.StageFetching(ONE, 2, 1, 10, 4.0)) is bench.state
+
+
 def test_loading_and_ready() -> None:
     bench = planned_bench()
     bench.note(events.StageLoading(ONE, 1, 1, 4, 1.0))

@@ -294,9 +294,16 @@ def test_an_index_without_a_map_or_with_a_missing_file_is_refused(tmp_path: Path
 
 def test_one_tensor_in_two_files_is_refused(tmp_path: Path):
     write(tmp_path, entry(), bytes(8))
-    shutil.copy(tmp_path / "model.safetensors", tmp_path / "other.safetensors")
+    (tmp_path / "model.safetensors").rename(tmp_path / "a.safetensors")
+    shutil.copy(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
     with pytest.raises(ModelError, match="another file holds too"):
         open_checkpoint(tmp_path)
+
+
+def test_beside_the_single_file_others_are_the_same_weights_in_another_form(tmp_path: Path):
+    write(tmp_path, entry(), bytes(8))
+    shutil.copy(tmp_path / "model.safetensors", tmp_path / "consolidated.safetensors")
+    assert {tensor.path.name for tensor in open_checkpoint(tmp_path).tensors.values()} == {"model.safetensors"}
 
 
 def test_same_bytes_tells_equal_from_different(tmp_path: Path):

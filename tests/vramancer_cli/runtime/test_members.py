@@ -19,6 +19,7 @@ from transport.identity import ClusterAuthority
 from transport.messages import (
     Assign,
     AssignRefused,
+    FetchProgress,
     Goodbye,
     Join,
     LoadProgress,
@@ -319,6 +320,7 @@ def test_what_a_worker_says_becomes_an_event() -> None:
         link = await bench.join(1)
         bench.noted.clear()
         for message in (
+            FetchProgress(3, 4, 5),
             LoadProgress(3, 1, 2),
             StageReady(3, 5, 6, direct=True),
             AssignRefused(3, 10, 4, "too much"),
@@ -328,6 +330,7 @@ def test_what_a_worker_says_becomes_an_event() -> None:
         await asyncio.sleep(0.1)
         node, now = node_id(1), bench.only(events.NodeHeard)[0].at
         assert bench.noted == [
+            events.StageFetching(node, 3, 4, 5, now),
             events.StageLoading(node, 3, 1, 2, now),
             events.StageBecameReady(node, 3, direct=True),
             events.StageRefused(node, 3, 10, 4, "too much"),

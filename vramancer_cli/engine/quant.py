@@ -16,8 +16,8 @@ from vramancer_cli.models.quantisation import GROUP
 
 _AT_ONCE_ELEMENTS = 1 << 17
 """Weights rounded at once: their float32 copies stay within a processor's cache."""
-_REFITS = 4
-"""Rounds of least squares for each int4 group: after four the error falls by less than 0.3 % a round."""
+_REFITS = 2
+"""Rounds of least squares for each int4 group. Two more would take as long again, for 1 % less error."""
 _SMALLEST = 1e-20
 """Scale of a group, and of a row, that holds only zeros."""
 _INT8_LIMIT = 127
@@ -111,17 +111,19 @@ def _fit(groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
     Starts from the range of the group; then, in turn, the codes nearest to the weights, and the line through
     (code, weight) of least squared error: Lloyd's alternation ("Least squares quantization in PCM", 1982) with evenly
-    spaced levels. The error is about 7 % below that of the range alone.
+    spaced levels. The error is about 6 % below that of the range alone.
     """
     low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
     scales = _rounded((high - low) / (2 * _INT4_MIDDLE - 1))
     offsets = _bfloat16((low + high + scales) / 2)
     mean = groups.mean(-1, keepdim=True)
+    centred = groups - mean
+    products = torch.empty_like(groups)
     for _ in range(_REFITS):
         codes = _codes(groups, scales, offsets)
         code_mean = codes.mean(-1, keepdim=True)
-        spread = codes.square().sum(-1, keepdim=True) - GROUP * code_mean.square()
-        slope = ((groups - mean) * codes).sum(-1, keepdim=True) / spread
+        spread = torch.mul(codes, codes, out=products).sum(-1, keepdim=True) - GROUP * code_mean.square()
+        slope = torch.mul(centred, codes, out=products).sum(-1, keepdim=True) / spread
         scales = _rounded(torch.where(spread > 0, slope, scales))  # no line goes through a single code
         offsets = _bfloat16(mean - scales * code_mean)
     return scales, offsets

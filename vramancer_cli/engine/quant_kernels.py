@@ -27,7 +27,6 @@ _TIMED_RUNS: Final = 3
 _PACKED_ROWS: Final = 64
 """Outputs that the CPU's int4 layout keeps together."""
 _CUDA_LEAST_ROWS: Final = 32
-"""cuBLASLt multiplies int8 matrices of more than 16 rows."""
 _LARGEST_ERROR: Final = 1e-2
 _FALLBACK_HANDICAP: Final = 16
 """The fallback has to be four times as fast at both row counts: int8 kernels give one another's bits, it does not."""
@@ -71,14 +70,20 @@ class TorchInt8:
     def __init__(self, weight: Int8Weight) -> None:
         self._codes = weight.codes.t()
         self._scales = weight.scales
-        self._least_rows = _CUDA_LEAST_ROWS if weight.codes.is_cuda else 1
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         codes, row_scales = _quantise_rows(rows)
-        missing = max(self._least_rows, -(-len(rows) // 8) * 8) - len(rows) if self._least_rows > 1 else 0
-        padded = torch.nn.functional.pad(codes.to(torch.int8), (0, 0, 0, missing))
-        sums = torch.ops.aten._int_mm(padded, self._codes)[: len(rows)]
+        signed = codes.to(torch.int8)
+        if signed.is_cuda:
+            signed = _padded(signed)
+        sums = torch.ops.aten._int_mm(signed, self._codes)[: len(rows)]
         return sums.mul(self._scales).mul_(row_scales).to(rows.dtype)
+
+
+def _padded(codes: torch.Tensor) -> torch.Tensor:
+    """With rows of zeros to what cuBLASLt takes: a multiple of 8, and more than 16."""
+    wanted = max(_CUDA_LEAST_ROWS, -(-len(codes) // 8) * 8)
+    return torch.nn.functional.pad(codes, (0, 0, 0, wanted - len(codes)))
 
 
 def _quantise_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

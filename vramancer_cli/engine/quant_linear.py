@@ -51,6 +51,7 @@ class QuantisedLinear(torch.nn.Module):
         return super()._apply(fn, recurse)
 
 
+@torch.no_grad()  # a graph of how the scales came about would keep every old weight alive
 def quantise_layer(layer: torch.nn.Module, quantize: WeightFormat) -> None:
     """Put QuantisedLinear in the place of every Linear that is worth it, each one's old weight freed at once."""
     for name in linears(layer):

@@ -28,6 +28,7 @@ from transport.messages import ModelRef
 from transport.types import LayerRange, WeightFormat
 from vramancer_cli.engine import architecture
 from vramancer_cli.engine.checkpoint import Checkpoint, StoredTensor, open_checkpoint
+from vramancer_cli.engine.devices import empty_cache
 from vramancer_cli.engine.quant_linear import quantisable, quantise_layer
 from vramancer_cli.engine.tensors import DTYPES
 from vramancer_cli.engine.trace import refuse_hidden_work, trace_layers
@@ -143,6 +144,7 @@ def load_into(
         missing &= _load_group(model, group, mapping, device)
         if layer is not None and quantize != "none":
             quantise_layer(layers[layer], quantize)
+            empty_cache(device)
         loaded_bytes += sum(tensor.size_bytes for tensor in group)
         progress(loaded_bytes, total_bytes)
     _tie(model, missing)

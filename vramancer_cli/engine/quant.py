@@ -91,7 +91,7 @@ def quantise_int4(weight: torch.Tensor) -> Int4Weight:
     shape = (columns // GROUP, rows_count, 2)
     scales_and_offsets = torch.empty(shape, dtype=torch.bfloat16, device=weight.device)
     for rows in row_slices(rows_count, columns):
-        groups = weight[rows].to(torch.float32).view(-1, columns // GROUP, GROUP)
+        groups = weight[rows].to(torch.float32).reshape(-1, columns // GROUP, GROUP)
         scales, offsets = _fit(groups)
         pairs = _codes(groups, scales, offsets).add_(_INT4_MIDDLE).to(torch.uint8).view(-1, columns // 2, 2)
         codes[rows] = (pairs[..., 0] << 4) | pairs[..., 1]

@@ -23,12 +23,12 @@ LEAST_ELEMENTS: Final = 1 << 12
 class QuantisedLinear(torch.nn.Module):
     """Stands in the place of a Linear: [..., K] in, [..., N] out, in the dtype of what comes in."""
 
-    def __init__(self, linear: torch.nn.Linear, quantize: WeightFormat) -> None:
+    def __init__(self, weight: torch.Tensor, bias: torch.nn.Parameter | None, quantize: WeightFormat) -> None:
         super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.bias = linear.bias
-        self._dtype, self._device = linear.weight.dtype, linear.weight.device
-        self._kernel: Kernel | None = kernel_for(quantise(linear.weight, quantize), self._dtype)
+        self.out_features, self.in_features = weight.shape
+        self.bias = bias
+        self._dtype, self._device = weight.dtype, weight.device
+        self._kernel: Kernel | None = kernel_for(quantise(weight, quantize), self._dtype)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         if self._kernel is None:
@@ -51,21 +51,20 @@ class QuantisedLinear(torch.nn.Module):
         return super()._apply(fn, recurse)
 
 
-@torch.no_grad()  # a graph of how the scales came about would keep every old weight alive
-def quantise_layer(layer: torch.nn.Module, quantize: WeightFormat) -> None:
+def quantise_linears(layer: torch.nn.Module, quantize: WeightFormat) -> None:
     """Put QuantisedLinear in the place of every Linear that is worth it, each one's old weight freed at once."""
     for name in linears(layer):
         parent, _, own_name = name.rpartition(".")
         owner = layer.get_submodule(parent)
         linear = owner.get_submodule(own_name)
         assert isinstance(linear, torch.nn.Linear)
-        setattr(owner, own_name, QuantisedLinear(linear, quantize))
+        setattr(owner, own_name, QuantisedLinear(linear.weight, linear.bias, quantize))
 
 
-def quantisable(layer: torch.nn.Module) -> Quantisable:
-    """What `quantise_layer` would replace, on `meta` or anywhere."""
-    found = linears(layer).values()
-    return Quantisable(sum(linear.weight.numel() for linear in found), sum(linear.out_features for linear in found))
+def quantisable_linears(layer: torch.nn.Module) -> list[Quantisable]:
+    """What `quantise_linears` would replace, on `meta` or anywhere."""
+    sizes = [(linear.weight.numel(), linear.out_features) for linear in linears(layer).values()]
+    return [Quantisable(elements, outputs, elements) for elements, outputs in sizes]
 
 
 def linears(layer: torch.nn.Module) -> dict[str, torch.nn.Linear]:

@@ -29,7 +29,7 @@ from transport.types import LayerRange, WeightFormat
 from vramancer_cli.engine import architecture
 from vramancer_cli.engine.checkpoint import Checkpoint, StoredTensor, open_checkpoint
 from vramancer_cli.engine.devices import empty_cache
-from vramancer_cli.engine.quant_linear import quantisable, quantise_layer
+from vramancer_cli.engine.quant_layer import quantisable, quantise_layer
 from vramancer_cli.engine.tensors import DTYPES
 from vramancer_cli.engine.trace import refuse_hidden_work, trace_layers
 from vramancer_cli.errors import ModelError

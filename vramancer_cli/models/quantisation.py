@@ -24,13 +24,20 @@ _TRIED_ELEMENT_BYTES: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class Quantisable:
-    """The weights of one layer that a format may hold: their elements, and their outputs (rows), all together.
+    """The weights of one layer that a format may hold: their elements and their outputs (rows), all together, and the
+    elements of the largest one.
 
     Every row is a whole number of groups long.
     """
 
     parameters: int = 0
     rows: int = 0
+    largest: int = 0
+
+    def __add__(self, other: Quantisable) -> Quantisable:
+        """Both together."""
+        largest = max(self.largest, other.largest)
+        return Quantisable(self.parameters + other.parameters, self.rows + other.rows, largest)
 
     def held_bytes(self, quantize: WeightFormat) -> int:
         """What they take in the format `quantize`, which is not "none"."""
@@ -41,9 +48,9 @@ class Quantisable:
     def quantising_bytes(self, layer_parameters: int, dtype: str, stored_dtype: str) -> int:
         """What a layer takes, beside its quantised weights, while they are made of it.
 
-        The layer in `dtype`, and as stored where that differs; one byte a weight while codes are packed; and kernels
-        are tried once.
+        The layer in `dtype`, and as stored where that differs; and the largest weight's codes while a kernel packs
+        them, or what trying the kernels takes before.
         """
         stored_bytes = DTYPE_BYTES[stored_dtype] if stored_dtype != dtype else 0
-        tried_bytes = min(self.parameters, TRIED_ELEMENTS) * _TRIED_ELEMENT_BYTES
-        return layer_parameters * (DTYPE_BYTES[dtype] + stored_bytes + 1) + tried_bytes
+        tried_bytes = min(self.largest, TRIED_ELEMENTS) * _TRIED_ELEMENT_BYTES
+        return layer_parameters * (DTYPE_BYTES[dtype] + stored_bytes) + max(self.largest, tried_bytes)

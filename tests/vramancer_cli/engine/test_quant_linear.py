@@ -8,22 +8,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers.checkpoints import make_checkpoint, make_model
+from tests.helpers.checkpoints import make_model
 from tests.helpers.stepping import Driver, Request, make_plan, no_progress
 from transport.messages import ModelRef
 from transport.types import LayerRange, WeightFormat
 from vramancer_cli.engine import architecture, weights
 from vramancer_cli.engine.checkpoint import open_checkpoint
 from vramancer_cli.engine.quant import quantise
-from vramancer_cli.engine.quant_linear import QuantisedLinear, linears, quantisable, quantise_layer
+from vramancer_cli.engine.quant_layer import quantisable, quantise_layer
+from vramancer_cli.engine.quant_linear import QuantisedLinear, linears
 from vramancer_cli.engine.shard import Shard
 from vramancer_cli.engine.torch_engine import TorchEngine
 from vramancer_cli.errors import OverLimitError, VramancerError
 
-MARGIN = 1e-3
 CPU = torch.device("cpu")
 BOTH = pytest.mark.parametrize("quantize", ["int8", "int4"])
-MOE = {"num_local_experts": 128, "num_experts_per_tok": 2, "num_hidden_layers": 1}
 
 
 def test_projections_are_quantised_and_small_ones_norms_and_ends_are_not(llama: Path):
@@ -52,7 +51,7 @@ def test_a_router_is_told_by_its_outputs_one_for_each_expert():
 
 def test_what_derives_from_linear_is_left_alone():
     class Gated(torch.nn.Linear):
-        def forward(self, input: torch.Tensor) -> torch.Tensor:
+        def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002  # torch calls it so
             return super().forward(input).sigmoid()
 
     assert linears(torch.nn.Sequential(Gated(64, 64))) == {}
@@ -115,15 +114,6 @@ def held_tensors(shard: Shard) -> list[torch.Tensor]:
     return [*(parameter for parameter in shard._model.parameters()), *packed]
 
 
-def test_experts_in_one_tensor_stay_in_the_plans_dtype_and_are_counted_so(tmp_path: Path):
-    folder = make_checkpoint(tmp_path, "mixtral", **MOE)
-    facts = weights.model_facts(folder, ModelRef("m", "folder", "", ""))
-    experts = 128 * 3 * 64 * 160
-    assert facts.layer_quantisable[0].parameters == 2 * 64 * 64
-    left = facts.weights_bytes(LayerRange(0, 1), "bfloat16", "int4") - facts.layer_quantisable[0].held_bytes("int4")
-    assert experts * 2 < left < experts * 2 + 50_000
-
-
 # --- a split model --------------------------------------------------------------------------------------------------
 
 
@@ -139,14 +129,22 @@ def generate(folder: Path, stages: int, quantize: WeightFormat, dtype: str) -> l
 
 
 @BOTH
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_split_quantised_model_gives_the_tokens_of_the_unsplit_one(llama: Path, quantize: WeightFormat, dtype: str):
-    """Grade "stable", and the margin of the two best logits shows that rounding did not decide."""
+@pytest.mark.parametrize(("dtype", "least"), [("float32", 1e-3), ("bfloat16", 0.0)])
+def test_a_split_quantised_model_gives_the_tokens_of_the_unsplit_one(
+    llama: Path, quantize: WeightFormat, dtype: str, least: float
+):
+    """Grade "stable". In float32 the margin of the two best logits shows that rounding did not decide; in bfloat16 two
+    logits may be equal, and the tokens are the same because every bit is."""
     whole = generate(llama, 1, quantize, dtype)
-    assert min(margin for request in whole for margin in request.margins) > MARGIN
+    assert min(margin for request in whole for margin in request.margins) >= least
     for stages in (2, 4):
         assert [r.generated for r in generate(llama, stages, quantize, dtype)] == [r.generated for r in whole]
-    assert [r.generated for r in whole] != [r.generated for r in generate(llama, 1, "none", dtype)]
+
+
+@BOTH
+def test_a_quantised_model_is_another_one(llama: Path, quantize: WeightFormat):
+    texts = [[r.generated for r in generate(llama, 1, chosen, "float32")] for chosen in (quantize, "none")]  # pyright: ignore
+    assert texts[0] != texts[1]
 
 
 def test_a_quantised_shard_fits_where_the_plain_one_does_not(llama: Path):

@@ -18,8 +18,17 @@ def test_int8_has_a_scale_for_each_row_and_int4_two_numbers_for_each_group() -> 
 
 
 def test_quantising_takes_the_layer_as_it_is_read_and_as_it_is_computed() -> None:
-    part = Quantisable(parameters=640, rows=10)
+    part = Quantisable(parameters=640, rows=10, largest=320)
     same = part.quantising_bytes(700, "bfloat16", "bfloat16")
-    assert same == 700 * 3 + 640 * 16
+    assert same == 700 * 2 + 320 * 16
     assert part.quantising_bytes(700, "float32", "bfloat16") == same + 700 * 4
-    assert Quantisable(10**9, 1).quantising_bytes(0, "float32", "float32") == TRIED_ELEMENTS * 16
+
+
+def test_a_large_weight_is_tried_in_part_and_packed_as_a_whole() -> None:
+    large, huge = Quantisable(10**9, 1, 5 * 10**6), Quantisable(10**9, 1, 10**9)
+    assert large.quantising_bytes(0, "float32", "float32") == TRIED_ELEMENTS * 16
+    assert huge.quantising_bytes(0, "float32", "float32") == 10**9
+
+
+def test_two_together_have_the_larger_ones_largest_weight() -> None:
+    assert Quantisable(10, 2, 5) + Quantisable(7, 1, 7) == Quantisable(17, 3, 7)

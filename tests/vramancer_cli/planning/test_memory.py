@@ -78,7 +78,7 @@ def test_what_is_asked_for_is_taken() -> None:
 
 
 def test_a_quantised_plan_pays_for_what_is_held_and_once_for_making_it():
-    part = Quantisable(parameters=640, rows=10)
+    part = Quantisable(parameters=640, rows=10, largest=640)
     facts = model_facts((700, 700), quantisable=(part, part))
     for quantize, held in (("int8", 640 + 40), ("int4", 320 + 80)):
         chosen = replace(settings(dtype="bfloat16"), quantize=quantize)

@@ -156,7 +156,7 @@ def test_a_plan_without_head_or_with_a_node_twice_is_a_bug(nodes: Nodes) -> None
 
 
 def test_a_quantised_plan_says_so_is_sound_and_fits_where_the_plain_one_does_not():
-    part = Quantisable(parameters=64_000, rows=64)
+    part = Quantisable(parameters=64_000, rows=64, largest=8000)
     facts = model_facts((64_000,) * 8, quantisable=(part,) * 8)
     quantised = replace(settings(dtype="bfloat16"), quantize="int4")
     most = facts.weights_bytes(LayerRange(0, 8), "bfloat16", "int4") + facts.quantising_bytes("bfloat16", "int4")

@@ -67,7 +67,7 @@ def perplexity(model: PreTrainedModel, rows: Sequence[Encoded], *, answers_only:
 
 def quantised(model: PreTrainedModel, quantize: WeightFormat) -> PreTrainedModel:
     """A copy of `model` in bfloat16 with its layers' weights in the format."""
-    model = copy.deepcopy(model).to(torch.bfloat16)
+    model = copy.deepcopy(model).bfloat16()
     if quantize != "none":
         for layer in architecture.layers_of(model):
             quantise_layer(layer, quantize)
@@ -114,7 +114,7 @@ def _quality(
 
 def _layers_bytes(model: PreTrainedModel, quantize: WeightFormat) -> int:
     """What the planner reckons with, without the ends."""
-    half = copy.deepcopy(model).to(torch.bfloat16)
+    half = copy.deepcopy(model).bfloat16()
     layers = architecture.layers_of(half)
     ends = sum(p.nbytes for p in half.parameters()) - sum(p.nbytes for p in layers.parameters())
     return weights_bytes(half, quantize) - ends

@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SOURCES := transport vramancer_cli commands build_scripts bench fuzz tests
 
-.PHONY: setup demo test check format model report fuzz binary smoke bench-binary bench-bulk bench-load wheel test-wheel clean
+.PHONY: setup demo test check format model report fuzz quality binary smoke wheel test-wheel clean
+.PHONY: bench-binary bench-bulk bench-load bench-quant
 
 setup: $(READY)
 
@@ -46,6 +47,14 @@ format: $(READY)
 # Train the built-in model again (about 10 minutes on 2 cores).
 model: $(READY)
 	@$(BIN)/python -m build_scripts.train_guide
+
+# What quantised weights cost in quality: perplexity and logits, into docs/quantisation.md. Minutes.
+quality: $(READY)
+	@$(BIN)/python -m build_scripts.quality
+
+# Quantised products against bfloat16's, at the shapes of a Llama of 1.1 billion weights; into bench/results/.
+bench-quant: $(READY)
+	@$(BIN)/python -m bench.quant
 
 report: $(READY)
 	@$(BIN)/python -m build_scripts.house_report

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, Final
-
-_HEAD: Final = ("", "one file", "Python", "ratio", "goal", "")
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +58,10 @@ class Row:
         }
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Markdown, ending with a newline."""
-    lines = [_HEAD, ("---",) * len(_HEAD), *map(_cells, rows)]
+def table(rows: Sequence[Row], compared: tuple[str, str]) -> str:
+    """Markdown, ending with a newline. `compared`: what was measured, and what with."""
+    head = ("", *compared, "ratio", "goal", "")
+    lines = [head, ("---",) * len(head), *map(_cells, rows)]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 

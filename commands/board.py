@@ -69,7 +69,7 @@ def _facts(status: ClusterStatus, glyphs: Glyphs, width: int) -> RenderResult:
         yield Padding(Text(plain(status.reason), style="yellow"), (0, 1))
     model = Text.assemble(" ", (plain(status.model) or "no model", "bold"))
     if status.layer_count:
-        facts = (plain(status.dtype), f"{status.layer_count} layers", f"context {status.context_tokens} tokens")
+        facts = (plain(status.numbers), f"{status.layer_count} layers", f"context {status.context_tokens} tokens")
         model.append(between + between.join(facts))
     yield _fitted(model, width)
     queue = f"{status.running} running, {status.waiting} waiting"

@@ -27,6 +27,7 @@ from vramancer_cli.settings import (
     NODE_PORT,
     Dtype,
     NodeSettings,
+    Quantize,
     Role,
     parse_context,
     parse_device,
@@ -112,6 +113,9 @@ class NodeFlags:
         setting("--memory", "The most it may use: 6GiB.", metavar="SIZE", unset="what is free", parser=parse_size),
     ] = None
     dtype: Annotated[Dtype, setting("--dtype", "auto, float32, bfloat16 or float16.", metavar="TYPE")] = "auto"
+    quantize: Annotated[
+        Quantize, setting("--quantize", "Hold the layers' weights in int8 or int4.", metavar="FORMAT")
+    ] = "none"
     context: Annotated[
         int | None,
         setting(
@@ -194,6 +198,7 @@ def node_settings(
         production=flags.production,
         rate_limit=flags.rate_limit,
         cache_folder=cache,
+        quantize=flags.quantize,
     )
     for warning in check_start(settings):
         notes().print(f"warning: {warning}", markup=False, soft_wrap=True)

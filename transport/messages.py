@@ -20,6 +20,7 @@ from transport.types import (
     NodeFacts,
     NodeId,
     Versions,
+    WeightFormat,
 )
 
 PROTOCOL_MAJOR: Final = 1
@@ -100,7 +101,8 @@ class Plan(msgspec.Struct, frozen=True):
     """Who holds which layers. Stages are in pipeline order and cover all layers exactly once, none empty.
 
     `ends` is the node with embedding, final norm, output head and sampler (`ends_bytes` there, beside its stage).
-    `block_count` blocks of `block_tokens` tokens exist in each cache group on every stage.
+    `block_count` blocks of `block_tokens` tokens exist in each cache group on every stage. `quantize`: what the layers'
+    weights are held in, the same on every node; the ends, and all that is computed, stay in `dtype`.
     """
 
     epoch: Natural
@@ -114,6 +116,7 @@ class Plan(msgspec.Struct, frozen=True):
     ends_bytes: Natural
     stages: tuple[StagePlan, ...]
     reasons: dict[NodeId, str] = {}
+    quantize: WeightFormat = "none"
 
 
 class NodeLoad(msgspec.Struct, frozen=True):

@@ -18,6 +18,8 @@ Natural = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 LinkKind = Literal["control", "data", "bulk"]
 DeviceKind = Literal["cpu", "cuda", "rocm", "mps", "xpu"]
 ModelSource = Literal["builtin", "folder", "hub"]
+WeightFormat = Literal["none", "int8", "int4"]
+"""What the weights of layers are held in; none: the plan's dtype."""
 
 DTYPE_BYTES: Final[dict[str, int]] = {
     "float32": 4,

@@ -137,7 +137,9 @@ async def _head(settings: NodeSettings, on_ready: OnReady, on_download: Progress
             facts=_facts(settings, credentials, engine, endpoint.port),
             cluster=credentials.cluster,
             model=chosen.facts,
-            settings=PlanSettings(dtype=settings.dtype, context_tokens=chosen.context_tokens),
+            settings=PlanSettings(
+                dtype=settings.dtype, context_tokens=chosen.context_tokens, quantize=settings.quantize
+            ),
             folder=chosen.folder,
             engine=engine,
             device=device,

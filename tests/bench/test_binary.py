@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench import binary
+from bench.binary import COMPARED
 from bench.reports import Measured, Row, table
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the binary is measured on Linux")
@@ -22,7 +23,7 @@ ROWS = [
 
 
 def test_a_row_has_the_figures_the_goal_and_whether_it_was_reached() -> None:
-    assert table(ROWS).splitlines() == [
+    assert table(ROWS, COMPARED).splitlines() == [
         "|  | one file | Python | ratio | goal |  |",
         "| --- | --- | --- | --- | --- | --- |",
         "| file size | 281 MB |  |  | ≤ 320 MB | reached |",

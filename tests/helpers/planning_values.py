@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from transport.messages import ModelRef
 from transport.types import Address, DeviceFacts, DeviceKind, NodeFacts, NodeId, Versions
 from vramancer_cli.models.facts import ModelFacts
+from vramancer_cli.models.quantisation import Quantisable
 from vramancer_cli.planning.facts import NodeCapacity, PlanSettings
 
 MIB = 1 << 20
@@ -29,6 +30,7 @@ def model_facts(
     context_tokens: int = 4096,
     checkpoint_dtype: str = "bfloat16",
     name: str = "tiny",
+    quantisable: tuple[Quantisable, ...] = (),
 ) -> ModelFacts:
     """Figures in elements, as ModelFacts has them."""
     return ModelFacts(
@@ -42,6 +44,7 @@ def model_facts(
         ends_parameters=ends,
         kv_elements_per_token=(2,) * len(layers) if kv is None else kv,
         workspace_elements_per_token=workspace,
+        layer_quantisable=quantisable,
     )
 
 

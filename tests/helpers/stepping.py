@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from transport.messages import ModelRef, Plan, StagePlan, Step, StepRow
-from transport.types import LayerRange
+from transport.types import LayerRange, WeightFormat
 from vramancer_cli.engine.ends import TorchEnds
 from vramancer_cli.engine.stage import PagedStage
 from vramancer_cli.engine.torch_engine import TorchEngine
@@ -31,6 +31,7 @@ def make_plan(
     stages: int | Sequence[LayerRange],
     *,
     dtype: str = "float32",
+    quantize: WeightFormat = "none",
     block_count: int = 96,
     block_tokens: int = 16,
     max_step_tokens: int = 64,
@@ -55,12 +56,13 @@ def make_plan(
                 node=f"n{index}",
                 device=device,
                 layers=layers,
-                weights_bytes=facts.weights_bytes(layers, dtype),
+                weights_bytes=facts.weights_bytes(layers, dtype, quantize),
                 kv_bytes=facts.kv_bytes(layers, dtype, block_count * block_tokens),
-                workspace_bytes=facts.workspace_bytes(max_step_tokens),
+                workspace_bytes=max(facts.workspace_bytes(max_step_tokens), facts.quantising_bytes(dtype, quantize)),
             )
             for index, layers in enumerate(ranges)
         ),
+        quantize=quantize,
     )
 
 

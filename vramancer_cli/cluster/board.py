@@ -40,6 +40,7 @@ def cluster_status(
         model=model.ref.name if model is not None else "",
         layer_count=model.layer_count if model is not None else 0,
         dtype=plan.dtype if plan is not None else "",
+        quantize=plan.quantize if plan is not None else "none",
         context_tokens=plan.context_tokens if plan is not None else (settings.context_tokens if settings else 0),
         epoch=plan.epoch if plan is not None else state.epoch,
         uptime_s=uptime_s,

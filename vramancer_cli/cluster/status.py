@@ -59,6 +59,7 @@ class ClusterStatus:
     tokens_per_s: float
     api_url: str
     nodes: tuple[NodeStatus, ...] = field(default_factory=tuple)
+    quantize: str = "none"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -67,7 +68,13 @@ class ClusterStatus:
     def from_json(cls, data: dict[str, Any]) -> ClusterStatus:
         """Ignores unknown keys, so that an older board can read a newer head. Raises KeyError, TypeError."""
         nodes = tuple(_node_from_json(node) for node in data["nodes"])
-        return cls(**{f.name: data[f.name] for f in fields(cls) if f.name != "nodes"}, nodes=nodes)
+        values = {f.name: data[f.name] for f in fields(cls) if f.name not in ("nodes", "quantize")}
+        return cls(**values, nodes=nodes, quantize=data.get("quantize", "none"))
+
+    @property
+    def numbers(self) -> str:
+        """What the model computes in and, where that differs, what its layers' weights are held in."""
+        return self.dtype if self.quantize == "none" else f"{self.dtype}, {self.quantize} weights"
 
 
 def _node_from_json(data: dict[str, Any]) -> NodeStatus:

@@ -5,7 +5,9 @@ Must never import transformers.
 
 from __future__ import annotations
 
+import ctypes
 import platform
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -68,9 +70,16 @@ def default_limit_bytes(device: DeviceFacts) -> int:
 
 
 def empty_cache(device: torch.device) -> None:
-    """Hand freed blocks of torch's caching allocators back to the driver."""
+    """Hand freed blocks back: torch's caching allocators' to the driver, the C library's to the system.
+
+    What glibc keeps for later otherwise counts as this program's memory, although nothing is in it.
+    """
     if device.type != "cpu":
         torch.get_device_module(device).empty_cache()
+    elif sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+        if trim is not None:
+            trim(0)
 
 
 def _cuda_count() -> int:

@@ -97,7 +97,7 @@ def load_stage(
     checkpoint = checked(folder, plan)
     placed = plan.stages[stage]
     dtype = DTYPES[plan.dtype]
-    shard = Shard(checkpoint, placed.layers, dtype)
+    shard = Shard(checkpoint, placed.layers, dtype, plan.quantize)
     kv_bytes = pool_bytes(shard.kv_shapes, plan.block_count * plan.block_tokens, dtype)
     workspace_bytes = gather_bytes(shard.kv_shapes, plan.context_tokens, dtype)
     total_bytes = (

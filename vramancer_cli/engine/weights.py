@@ -25,9 +25,11 @@ from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging as transformers_logging
 
 from transport.messages import ModelRef
-from transport.types import LayerRange
+from transport.types import LayerRange, WeightFormat
 from vramancer_cli.engine import architecture
 from vramancer_cli.engine.checkpoint import Checkpoint, StoredTensor, open_checkpoint
+from vramancer_cli.engine.devices import empty_cache
+from vramancer_cli.engine.quant_layer import quantisable, quantise_layer
 from vramancer_cli.engine.tensors import DTYPES
 from vramancer_cli.engine.trace import refuse_hidden_work, trace_layers
 from vramancer_cli.errors import ModelError
@@ -57,7 +59,8 @@ def model_facts(folder: Path, ref: ModelRef) -> ModelFacts:
     model = architecture.build(checkpoint, torch.float32)
     config = model.config.get_text_config()
     by_layer = parameters_by_layer(model)
-    layer_count = len(architecture.layers_of(model))
+    layers = architecture.layers_of(model)
+    layer_count, layer_quantisable = len(layers), tuple(map(quantisable, layers))
     trace = trace_layers(checkpoint)
     owned_tensors(model, checkpoint)
     _refuse_split_work(model, config.hidden_size)
@@ -73,6 +76,7 @@ def model_facts(folder: Path, ref: ModelRef) -> ModelFacts:
         ends_parameters=by_layer[None],
         kv_elements_per_token=tuple(trace.kv_shapes[index].elements for index in range(layer_count)),
         workspace_elements_per_token=max(trace.live_elements, head_elements),
+        layer_quantisable=layer_quantisable,
     )
 
 
@@ -87,10 +91,14 @@ def parameters_by_layer(model: PreTrainedModel) -> Counter[int | None]:
     return counts
 
 
-def weights_bytes(model: PreTrainedModel) -> int:
-    """What the weights that `model` still has will take, in the dtypes that it was built with."""
+def weights_bytes(model: PreTrainedModel, quantize: WeightFormat = "none") -> int:
+    """The bytes of the weights that `model`, on meta, still has: in the dtypes that it was built with, or quantised."""
     tied = model.all_tied_weights_keys
-    return sum(tensor.nbytes for name, tensor in model.state_dict().items() if name not in tied)
+    plain_bytes = sum(tensor.nbytes for name, tensor in model.state_dict().items() if name not in tied)
+    if quantize == "none":
+        return plain_bytes
+    parts = [quantisable(layer) for layer in architecture.layers_of(model)]
+    return plain_bytes - sum(part.parameters * model.dtype.itemsize - part.held_bytes(quantize) for part in parts)
 
 
 def owned_tensors(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[int | None, list[StoredTensor]]:
@@ -111,10 +119,17 @@ def owned_tensors(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[int | 
     return dict(owned)
 
 
-def load_into(model: PreTrainedModel, checkpoint: Checkpoint, device: torch.device, progress: Progress) -> None:
+def load_into(
+    model: PreTrainedModel,
+    checkpoint: Checkpoint,
+    device: torch.device,
+    progress: Progress,
+    quantize: WeightFormat = "none",
+) -> None:
     """Fill `model` (cut on meta) on `device`, layer by layer, reading only the tensors that it owns.
 
-    `progress` gets (loaded, total) bytes as stored. Raises ModelError.
+    With `quantize` each layer's weights are quantised before the next layer is read. `progress` gets (loaded, total)
+    bytes as stored. Raises ModelError.
     """
     _refuse_untied_copies(model, checkpoint)
     owned = owned_tensors(model, checkpoint)
@@ -124,8 +139,12 @@ def load_into(model: PreTrainedModel, checkpoint: Checkpoint, device: torch.devi
     missing = set(model.state_dict())
     loaded_bytes = 0
     progress(0, total_bytes)
-    for group in owned.values():
+    layers = architecture.layers_of(model)
+    for layer, group in owned.items():
         missing &= _load_group(model, group, mapping, device)
+        if layer is not None and quantize != "none":
+            quantise_layer(layers[layer], quantize)
+            empty_cache(device)
         loaded_bytes += sum(tensor.size_bytes for tensor in group)
         progress(loaded_bytes, total_bytes)
     _tie(model, missing)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from transport.messages import ModelRef
-from transport.types import DTYPE_BYTES, LayerRange
+from transport.types import DTYPE_BYTES, LayerRange, WeightFormat
+from vramancer_cli.models.quantisation import Quantisable
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +16,8 @@ class ModelFacts:
     `layer_parameters[i]`: weights of decoder layer i. `ends_parameters`: embedding, final norm and output head
     (tied weights once). `kv_elements_per_token[i]`: K plus V elements that layer i keeps per token.
     `workspace_elements_per_token`: the most that is alive at once while one token row passes a layer or the head.
-    `context_tokens`: the longest context that the checkpoint declares.
+    `context_tokens`: the longest context that the checkpoint declares. `layer_quantisable[i]`: the part of layer i
+    that a quantised plan holds in its format; empty: no part of any.
     """
 
     ref: ModelRef
@@ -28,13 +30,29 @@ class ModelFacts:
     ends_parameters: int
     kv_elements_per_token: tuple[int, ...]
     workspace_elements_per_token: int
+    layer_quantisable: tuple[Quantisable, ...] = ()
 
     @property
     def layer_count(self) -> int:
         return len(self.layer_parameters)
 
-    def weights_bytes(self, layers: LayerRange, dtype: str) -> int:
-        return sum(self.layer_parameters[layers.start : layers.end]) * DTYPE_BYTES[dtype]
+    def layer_bytes(self, dtype: str, quantize: WeightFormat = "none") -> tuple[int, ...]:
+        """What each layer's weights take."""
+        plain = tuple(count * DTYPE_BYTES[dtype] for count in self.layer_parameters)
+        if quantize == "none" or not self.layer_quantisable:
+            return plain
+        pairs = zip(plain, self.layer_quantisable, strict=True)
+        return tuple(size - part.parameters * DTYPE_BYTES[dtype] + part.held_bytes(quantize) for size, part in pairs)
+
+    def weights_bytes(self, layers: LayerRange, dtype: str, quantize: WeightFormat = "none") -> int:
+        return sum(self.layer_bytes(dtype, quantize)[layers.start : layers.end])
+
+    def quantising_bytes(self, dtype: str, quantize: WeightFormat) -> int:
+        """What a node takes beside its quantised weights while it loads one layer after the other."""
+        if quantize == "none" or not self.layer_quantisable:
+            return 0
+        pairs = zip(self.layer_parameters, self.layer_quantisable, strict=True)
+        return max(part.quantising_bytes(count, dtype, self.checkpoint_dtype) for count, part in pairs)
 
     def ends_bytes(self, dtype: str) -> int:
         return self.ends_parameters * DTYPE_BYTES[dtype]

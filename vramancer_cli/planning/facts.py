@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from transport.types import DeviceFacts, NodeId
+from transport.types import DeviceFacts, NodeId, WeightFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,3 +29,4 @@ class PlanSettings:
     block_tokens: int = 16
     max_step_tokens: int = 256
     max_sequences: int = 16
+    quantize: WeightFormat = "none"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from transport.types import DTYPE_BYTES, LayerRange
+from transport.types import DTYPE_BYTES, LayerRange, WeightFormat
 from vramancer_cli.models.facts import ModelFacts
 from vramancer_cli.planning.facts import NodeCapacity, PlanSettings
 
@@ -65,19 +65,22 @@ def price(facts: ModelFacts, settings: PlanSettings, dtype: str) -> Costs:
     context_blocks = _blocks(tokens, settings.block_tokens)
     return Costs(
         ends_bytes=facts.ends_bytes(dtype) + facts.workspace_bytes(settings.max_step_tokens),
-        workspace_bytes=stage_workspace_bytes(facts, dtype, tokens, settings.max_step_tokens),
-        weights_bytes=tuple(count * DTYPE_BYTES[dtype] for count in facts.layer_parameters),
+        workspace_bytes=stage_workspace_bytes(facts, dtype, settings.quantize, tokens, settings.max_step_tokens),
+        weights_bytes=facts.layer_bytes(dtype, settings.quantize),
         block_bytes=tuple(count * settings.block_tokens * DTYPE_BYTES[dtype] for count in facts.kv_elements_per_token),
         least_blocks=context_blocks + 1,
         most_blocks=context_blocks * settings.max_sequences + 1,
     )
 
 
-def stage_workspace_bytes(facts: ModelFacts, dtype: str, context_tokens: int, max_step_tokens: int) -> int:
+def stage_workspace_bytes(
+    facts: ModelFacts, dtype: str, quantize: WeightFormat, context_tokens: int, max_step_tokens: int
+) -> int:
     """What a stage uses beside weights and KV, the same for every stage: one step's intermediate values, or a copy
-    of one whole context's KV in the layer where that is largest (made when its blocks lie scattered)."""
+    of one whole context's KV in the layer where that is largest (made when its blocks lie scattered), or before any
+    step a layer's weights on their way to being quantised."""
     gather_bytes = max(facts.kv_elements_per_token, default=0) * context_tokens * DTYPE_BYTES[dtype]
-    return max(facts.workspace_bytes(max_step_tokens), gather_bytes)
+    return max(facts.workspace_bytes(max_step_tokens), gather_bytes, facts.quantising_bytes(dtype, quantize))
 
 
 def context_tokens(facts: ModelFacts, settings: PlanSettings) -> int:

@@ -97,6 +97,7 @@ def _plan(
         ends=offer.head.node,
         ends_bytes=offer.costs.ends_bytes,
         stages=tuple(stages.values()),
+        quantize=settings.quantize,
         reasons={node.node: _reason(offer, node, stages.get(node.node)) for node in offer.order},
     )
 

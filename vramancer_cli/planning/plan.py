@@ -62,9 +62,9 @@ def _validate_bytes(plan: Plan, facts: ModelFacts) -> None:
     tokens = plan.block_count * plan.block_tokens
     if tokens < plan.context_tokens:
         raise ValueError(f"{plan.block_count} blocks do not hold one context of {plan.context_tokens} tokens.")
-    workspace_bytes = stage_workspace_bytes(facts, plan.dtype, plan.context_tokens, plan.max_step_tokens)
+    workspace_bytes = stage_workspace_bytes(facts, plan.dtype, plan.quantize, plan.context_tokens, plan.max_step_tokens)
     for stage in plan.stages:
-        if stage.weights_bytes != facts.weights_bytes(stage.layers, plan.dtype):
+        if stage.weights_bytes != facts.weights_bytes(stage.layers, plan.dtype, plan.quantize):
             raise ValueError(f"The weights of layers {stage.layers} are not counted right.")
         if stage.kv_bytes != facts.kv_bytes(stage.layers, plan.dtype, tokens):
             raise ValueError(f"The KV cache of layers {stage.layers} is not counted right.")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.helpers.planning_values import capacity, model_facts, settings
 from transport.types import DeviceKind, LayerRange
+from vramancer_cli.models.quantisation import Quantisable
 from vramancer_cli.planning.memory import SMALL_MODEL_BYTES, choose_dtype, context_tokens, price
 
 SMALL = model_facts(checkpoint_dtype="float16")
@@ -72,3 +75,20 @@ def test_a_small_model_on_gpus_alone_keeps_its_dtype_and_the_border_is_2_gib() -
 
 def test_what_is_asked_for_is_taken() -> None:
     assert choose_dtype("float16", SMALL, [capacity(0, 1)]) == "float16"
+
+
+def test_a_quantised_plan_pays_for_what_is_held_and_once_for_making_it():
+    part = Quantisable(parameters=640, rows=10, largest=640)
+    facts = model_facts((700, 700), quantisable=(part, part))
+    for quantize, held in (("int8", 640 + 40), ("int4", 320 + 80)):
+        chosen = replace(settings(dtype="bfloat16"), quantize=quantize)
+        costs = price(facts, chosen, "bfloat16")
+        assert costs.weights_bytes == (60 * 2 + held,) * 2
+        assert costs.workspace_bytes == part.quantising_bytes(700, "bfloat16", "bfloat16")
+        assert costs.ends_bytes == price(facts, settings(), "bfloat16").ends_bytes
+    assert price(facts, settings(), "bfloat16").weights_bytes == (1400, 1400)
+
+
+def test_a_model_whose_facts_name_nothing_to_quantise_costs_the_same():
+    facts = model_facts()
+    assert price(facts, replace(settings(), quantize="int4"), "bfloat16") == price(facts, settings(), "bfloat16")

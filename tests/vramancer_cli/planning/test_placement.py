@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
+import msgspec
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -14,9 +15,10 @@ from transport.messages import Plan
 from transport.types import LayerRange
 from vramancer_cli.errors import DoesNotFitError
 from vramancer_cli.models.facts import ModelFacts
+from vramancer_cli.models.quantisation import Quantisable
 from vramancer_cli.planning.facts import NodeCapacity, PlanSettings
 from vramancer_cli.planning.placement import place
-from vramancer_cli.planning.plan import held_bytes, validate
+from vramancer_cli.planning.plan import held_bytes, same_deployment, validate
 
 Nodes = tuple[NodeCapacity, ...]
 NODES = st.one_of(capacities(), capacities(ample=True))
@@ -151,3 +153,17 @@ def test_a_head_that_cannot_pay_for_the_ends_is_what_is_missing() -> None:
 def test_a_plan_without_head_or_with_a_node_twice_is_a_bug(nodes: Nodes) -> None:
     with pytest.raises(ValueError, match="head"):
         place(model_facts(), nodes, HEAD, settings(), 1)
+
+
+def test_a_quantised_plan_says_so_is_sound_and_fits_where_the_plain_one_does_not():
+    part = Quantisable(parameters=64_000, rows=64, largest=8000)
+    facts = model_facts((64_000,) * 8, quantisable=(part,) * 8)
+    quantised = replace(settings(dtype="bfloat16"), quantize="int4")
+    most = facts.weights_bytes(LayerRange(0, 8), "bfloat16", "int4") + facts.quantising_bytes("bfloat16", "int4")
+    nodes = [capacity(0, most + 10_000)]
+    found = place(facts, nodes, HEAD, replace(quantised, max_sequences=1), 1)
+    assert found.quantize == "int4"
+    validate(found, facts, {HEAD: most + 10_000})
+    with pytest.raises(ValueError, match="weights"):
+        validate(msgspec.structs.replace(found, quantize="int8"), facts)
+    assert not same_deployment(found, msgspec.structs.replace(found, quantize="none"))

@@ -369,7 +369,7 @@ function showFigures(status) {
     ["Speed now", `${status.tokens_per_s.toFixed(1)} tokens/s`],
     ["Answering", `${status.running}, waiting ${status.waiting}`],
     ["Context", plural(status.context_tokens, "token")],
-    ["Numbers", status.dtype],
+    ["Numbers", status.quantize === "none" ? status.dtype : `${status.dtype}, ${status.quantize} weights`],
     ["Up", duration(status.uptime_s)],
     ["API", `${location.origin}/v1`],
   ];

@@ -1,0 +1,182 @@
+"""Every kernel against its own dequantised weight, and against what else is in the batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from transport.types import WeightFormat
+from vramancer_cli.engine import quant_kernels
+from vramancer_cli.engine.quant import QuantisedWeight, quantise
+from vramancer_cli.engine.quant_kernels import (
+    Case,
+    CpuInt4,
+    CudaInt4,
+    Dequantise,
+    Make,
+    OnednnInt8,
+    TorchInt8,
+    candidates,
+    choose,
+    is_right,
+    kernel_for,
+)
+
+CPU = torch.device("cpu")
+KERNELS: list[tuple[Make, WeightFormat]] = [
+    (OnednnInt8, "int8"), (TorchInt8, "int8"), (Dequantise, "int8"), (CpuInt4, "int4"), (Dequantise, "int4"),
+]  # fmt: skip
+EVERY_KERNEL = pytest.mark.parametrize(
+    ("make", "quantize"), KERNELS, ids=[f"{make.__name__}-{quantize}" for make, quantize in KERNELS]
+)
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def weight(quantize: WeightFormat, rows: int = 208, columns: int = 512) -> QuantisedWeight:
+    return quantise(noise(rows, columns, seed=1), quantize)
+
+
+def expected(rows: torch.Tensor, quantised: QuantisedWeight) -> torch.Tensor:
+    return rows.float() @ quantised.dequantise(slice(None), torch.float32).t()
+
+
+def test_every_candidate_of_this_machine_is_tested_here():
+    found = {(make, quantize) for quantize in ("int8", "int4") for make in candidates(quantize, CPU)}
+    assert found == set(KERNELS)
+
+
+@EVERY_KERNEL
+@DTYPES
+@pytest.mark.parametrize("count", [1, 3, 16, 40])
+def test_a_kernel_is_within_a_hundredth_of_its_dequantised_weight(
+    make: Make, quantize: WeightFormat, dtype: torch.dtype, count: int
+):
+    quantised = weight(quantize)
+    rows = noise(count, 512).to(dtype)
+    found = make(quantised)(rows)
+    reference = expected(rows, quantised)
+    assert (found.dtype, found.shape) == (dtype, (count, 208))
+    assert (found.float() - reference).norm() < 1e-2 * reference.norm()
+
+
+@pytest.mark.parametrize("make", [OnednnInt8, TorchInt8])
+def test_nearly_all_of_an_int8_kernels_error_is_the_rounding_of_its_rows(make: Make):
+    quantised = weight("int8")
+    rows = noise(16, 512)
+    steps = rows.abs().amax(1, keepdim=True) / 127
+    rounded = (rows / steps).round() * steps
+    assert torch.allclose(make(quantised)(rows), expected(rounded, quantised), rtol=1e-5, atol=1e-4)
+
+
+@EVERY_KERNEL
+@DTYPES
+def test_an_outlier_beside_a_request_does_not_change_a_bit_of_it(
+    make: Make, quantize: WeightFormat, dtype: torch.dtype
+):
+    kernel = make(weight(quantize))
+    rows = noise(16, 512).to(dtype)
+    wild = rows.clone()
+    wild[5] *= 1000
+    wild[5, 77] = 30_000
+    others = [row for row in range(16) if row != 5]
+    calm, stormy = kernel(rows), kernel(wild)
+    assert torch.equal(calm[others], stormy[others])
+    assert not torch.equal(calm[5], stormy[5])
+
+
+@pytest.mark.parametrize(("make", "quantize"), [pair for pair in KERNELS if pair[0] is not Dequantise])
+def test_a_request_alone_gets_the_bits_that_it_gets_in_a_batch(make: Make, quantize: WeightFormat):
+    """More than the grade "stable" promises; the ordinary product, and with it the fallback, does not do as much."""
+    kernel = make(weight(quantize))
+    rows = noise(48, 512).to(torch.bfloat16)
+    together = kernel(rows)
+    assert all(
+        torch.equal(kernel(rows[i : i + count]), together[i : i + count]) for i in (0, 9) for count in (1, 5, 33)
+    )
+
+
+@DTYPES
+def test_int8_kernels_give_the_same_bits(dtype: torch.dtype):
+    """So it does not matter which one a node measures to be the fastest."""
+    quantised = weight("int8", columns=4096)
+    rows = noise(7, 4096).to(dtype)
+    assert torch.equal(OnednnInt8(quantised)(rows), TorchInt8(quantised)(rows))  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("make", [OnednnInt8, TorchInt8])
+def test_the_largest_int8_sums_do_not_overflow(make: Make):
+    quantised = quantise(torch.ones(16, 4096), "int8")
+    assert torch.allclose(make(quantised)(torch.ones(2, 4096)), torch.tensor(4096.0), rtol=1e-5)
+
+
+@EVERY_KERNEL
+def test_what_is_not_finite_does_not_look_finite_afterwards(make: Make, quantize: WeightFormat):
+    rows = noise(3, 512)
+    rows[1, 7] = float("nan")
+    rows[2, 7] = float("inf")
+    finite = torch.isfinite(make(weight(quantize))(rows)).all(dim=1)
+    assert finite.tolist() == [True, False, False]
+
+
+def test_int4_packed_in_slices_is_int4_packed_at_once():
+    quantised = quantise(noise(1008, 2048), "int4")
+    whole = torch.ops.aten._convert_weight_to_int4pack_for_cpu(quantised.unpack(slice(None)).int(), 1)  # pyright: ignore
+    assert torch.equal(CpuInt4(quantised)._packed, whole)  # pyright: ignore[reportArgumentType]
+
+
+def test_the_choice_is_one_that_was_right_and_is_kept():
+    case = Case("int8", (256, 512), torch.float32, CPU, torch.get_num_threads())
+    assert choose(case) in (OnednnInt8, TorchInt8)
+    assert choose(case) is choose(case)
+    assert choose.cache_info().hits >= 1
+
+
+def test_a_shape_that_no_kernel_takes_falls_back():
+    """The CPU's int4 layout has outputs by 16."""
+    assert isinstance(kernel_for(quantise(noise(200, 64), "int4"), torch.float32), Dequantise)
+
+
+class Wrong(OnednnInt8):
+    """A kernel with one output that is wrong, as a machine with a fault in its int8 products would have."""
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        output = super().__call__(rows)
+        output[:, 3] = 1000
+        return output
+
+
+def absent(_quantised: Any) -> Any:
+    return torch.ops.aten._no_such_kernel
+
+
+def broken(_quantised: Any) -> Any:
+    raise NotImplementedError("not compiled for this processor")
+
+
+@pytest.mark.parametrize("make", [Wrong, absent, broken])
+def test_a_kernel_that_is_wrong_or_absent_is_never_chosen(monkeypatch: pytest.MonkeyPatch, make: Make):
+    monkeypatch.setattr(quant_kernels, "candidates", lambda *_: (make, Dequantise))
+    choose.cache_clear()
+    assert isinstance(kernel_for(weight("int8"), torch.float32), Dequantise)
+    choose.cache_clear()
+
+
+@EVERY_KERNEL
+def test_a_right_kernel_passes_the_trial(make: Make, quantize: WeightFormat):
+    quantised = weight(quantize)
+    assert is_right(make(quantised), quantised, torch.bfloat16)
+    another = quantise(noise(208, 512, seed=2), quantize)
+    assert not is_right(make(another), quantised, torch.bfloat16)
+
+
+def test_other_devices_have_the_fallback_at_least():
+    for kind in ("mps", "xpu", "cuda"):
+        for quantize in ("int8", "int4"):
+            assert candidates(quantize, torch.device(kind))[-1] is Dequantise
+    assert candidates("int4", torch.device("cuda")) == (CudaInt4, Dequantise)

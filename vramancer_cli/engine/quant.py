@@ -1,0 +1,142 @@
+"""Quantised weights: the two formats, rounding to them, and the way back.
+
+A format is numbers, not a memory layout: every kernel (`quant_kernels`) multiplies the same dequantised weight. Must
+never import transformers or choose a kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from transport.types import WeightFormat
+from vramancer_cli.models.quantisation import GROUP
+
+_AT_ONCE_ELEMENTS = 1 << 17
+"""Weights rounded at once: their float32 copies stay within a processor's cache."""
+_REFITS = 2
+"""Rounds of least squares for each int4 group. Two more would take as long again, for 1 % less error."""
+_SMALLEST = 1e-20
+"""Scale of a group, and of a row, that holds only zeros."""
+_INT8_LIMIT = 127
+_INT4_MIDDLE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Int8Weight:
+    """`codes[n, k] * scales[n]`: codes int8 [N, K] from -127 to 127, scales float32 [N]."""
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.codes.shape[0], self.codes.shape[1]
+
+    def dequantise(self, rows: slice, dtype: torch.dtype) -> torch.Tensor:
+        """Some outputs as [n, K] in `dtype`."""
+        return (self.codes[rows] * self.scales[rows, None]).to(dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Int4Weight:
+    """`(code - 8) * scale + offset` with a scale and an offset for every 32 weights of a row.
+
+    codes uint8 [N, K / 2]: two in a byte, the even one in the upper half; scales_and_offsets bfloat16 [K / 32, N, 2].
+    """
+
+    codes: torch.Tensor
+    scales_and_offsets: torch.Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.codes.shape[0], 2 * self.codes.shape[1]
+
+    def unpack(self, rows: slice) -> torch.Tensor:
+        """Codes from 0 to 15 of some outputs, uint8 [n, K]."""
+        both = self.codes[rows]
+        return torch.stack((both >> 4, both & 15), -1).flatten(1)
+
+    def dequantise(self, rows: slice, dtype: torch.dtype) -> torch.Tensor:
+        """Some outputs as [n, K] in `dtype`."""
+        codes = self.unpack(rows).to(torch.int8).sub_(_INT4_MIDDLE)
+        scales, offsets = self.scales_and_offsets[:, rows].to(torch.float32).permute(2, 1, 0).contiguous()[..., None]
+        groups = codes.view(codes.shape[0], -1, GROUP)
+        return torch.addcmul(offsets, groups, scales).view(codes.shape).to(dtype)
+
+
+QuantisedWeight = Int8Weight | Int4Weight
+
+
+def quantise(weight: torch.Tensor, quantize: WeightFormat) -> QuantisedWeight:
+    """[N, K] in any float dtype, K a multiple of 32, to a format other than "none", on the weight's device."""
+    return quantise_int8(weight) if quantize == "int8" else quantise_int4(weight)
+
+
+def quantise_int8(weight: torch.Tensor) -> Int8Weight:
+    """Per output, by the largest magnitude: no weight is clipped."""
+    scales = weight.abs().amax(1).float().div_(_INT8_LIMIT).clamp_min_(_SMALLEST)
+    codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    for rows in row_slices(*weight.shape):
+        codes[rows] = torch.div(weight[rows], scales[rows, None]).round_().to(torch.int8)
+    return Int8Weight(codes, scales)
+
+
+def quantise_int4(weight: torch.Tensor) -> Int4Weight:
+    """Per group of 32, by least squares: see `_fit`."""
+    rows_count, columns = weight.shape
+    codes = torch.empty(rows_count, columns // 2, dtype=torch.uint8, device=weight.device)
+    shape = (columns // GROUP, rows_count, 2)
+    scales_and_offsets = torch.empty(shape, dtype=torch.bfloat16, device=weight.device)
+    for rows in row_slices(rows_count, columns):
+        groups = weight[rows].to(torch.float32).reshape(-1, columns // GROUP, GROUP)
+        scales, offsets = _fit(groups)
+        pairs = _codes(groups, scales, offsets).add_(_INT4_MIDDLE).to(torch.uint8).view(-1, columns // 2, 2)
+        codes[rows] = (pairs[..., 0] << 4) | pairs[..., 1]
+        scales_and_offsets[:, rows] = torch.cat((scales, offsets), -1).to(torch.bfloat16).transpose(0, 1)
+    return Int4Weight(codes, scales_and_offsets)
+
+
+def row_slices(rows_count: int, columns: int, elements: int = _AT_ONCE_ELEMENTS, step: int = 1) -> Iterator[slice]:
+    """All rows, in slices of about `elements`, each but the last a multiple of `step` rows."""
+    count = max(1, elements // (columns * step)) * step
+    for first in range(0, rows_count, count):
+        yield slice(first, min(first + count, rows_count))
+
+
+def _fit(groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and offset [n, g, 1] of groups [n, g, 32], float32 in and out, rounded to bfloat16.
+
+    Starts from the range of the group; then, in turn, the codes nearest to the weights, and the line through
+    (code, weight) of least squared error: Lloyd's alternation ("Least squares quantization in PCM", 1982) with evenly
+    spaced levels. The error is about 6 % below that of the range alone.
+    """
+    low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
+    scales = _rounded((high - low) / (2 * _INT4_MIDDLE - 1))
+    offsets = _bfloat16((low + high + scales) / 2)
+    mean = groups.mean(-1, keepdim=True)
+    centred = groups - mean
+    products = torch.empty_like(groups)
+    for _ in range(_REFITS):
+        codes = _codes(groups, scales, offsets)
+        code_mean = codes.mean(-1, keepdim=True)
+        spread = torch.mul(codes, codes, out=products).sum(-1, keepdim=True) - GROUP * code_mean.square()
+        slope = torch.mul(centred, codes, out=products).sum(-1, keepdim=True) / spread
+        scales = _rounded(torch.where(spread > 0, slope, scales))  # no line goes through a single code
+        offsets = _bfloat16(mean - scales * code_mean)
+    return scales, offsets
+
+
+def _codes(groups: torch.Tensor, scales: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    """From -8 to 7, as float32."""
+    return torch.sub(groups, offsets).div_(scales).round_().clamp_(-_INT4_MIDDLE, _INT4_MIDDLE - 1)
+
+
+def _rounded(scales: torch.Tensor) -> torch.Tensor:
+    return _bfloat16(scales.clamp_min(_SMALLEST))
+
+
+def _bfloat16(values: torch.Tensor) -> torch.Tensor:
+    return values.to(torch.bfloat16).to(torch.float32)

@@ -34,7 +34,8 @@ class StepRow(msgspec.Struct, frozen=True, array_like=True):
 
     The sequence has `start` tokens in its KV cache; this step adds `count` more. `blocks[g]` are block ids newly
     given in cache group g, to be placed in the block table from index `first_block[g]` on; a `first_block` of 0
-    replaces the whole table. `outputs`: of how many of the row's last tokens the last stage sends back the final hidden
+    replaces the whole table. Group 0 holds every token's keys and values. Group 1 exists where the plan has state
+    slots: its table is one slot, the sequence's recurrent state, which is empty at `start` 0. `outputs`: of how many of the row's last tokens the last stage sends back the final hidden
     states: 0 none, 1 the one that is sampled from, more for prompt log-probabilities and embeddings; at most `count`.
     """
 
@@ -101,7 +102,9 @@ class Plan(msgspec.Struct, frozen=True):
     """Who holds which layers. Stages are in pipeline order and cover all layers exactly once, none empty.
 
     `ends` is the node with embedding, final norm, output head and sampler (`ends_bytes` there, beside its stage).
-    `block_count` blocks of `block_tokens` tokens exist in each cache group on every stage.
+    `block_count` blocks of `block_tokens` tokens exist in cache group 0 on every stage, and `state_slots` recurrent
+    states of one sequence each in group 1: 0 for a model without, whose steps name one group only. A stage's
+    `kv_bytes` pay for both.
     """
 
     epoch: Natural
@@ -114,6 +117,7 @@ class Plan(msgspec.Struct, frozen=True):
     ends: NodeId
     ends_bytes: Natural
     stages: tuple[StagePlan, ...]
+    state_slots: Natural = 0
     reasons: dict[NodeId, str] = {}
 
 

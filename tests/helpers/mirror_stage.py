@@ -28,10 +28,13 @@ class Table:
 class MirrorStage:
     """Executes steps in order and asserts everything that a stage relies on."""
 
-    def __init__(self, block_count: int, block_tokens: int) -> None:
+    def __init__(self, block_count: int, block_tokens: int, state_slots: int = 0) -> None:
         self.block_count = block_count
         self.block_tokens = block_tokens
         self.tables: dict[int, Table] = {}
+        self.state_slots = state_slots
+        self.state_of: dict[int, int] = {}
+        self._states: list[tuple[int, ...]] = [()] * state_slots
         self._slots: list[int] = [-1] * (block_count * block_tokens)
         self._next_number = 0
 
@@ -43,16 +46,20 @@ class MirrorStage:
         assert len({row.sequence for row in step.rows}) == len(step.rows), "a sequence has two rows in one step"
         for sequence in step.ended:
             assert self.tables.pop(sequence, None) is not None, f"the end of unknown sequence {sequence} was announced"
+            self.state_of.pop(sequence, None)
         rest = list(token_ids)
         for row in step.rows:
             self._place(row)
             self._write(row, rest[: row.count])
+            if self.state_slots:
+                self._advance_state(row, tuple(rest[: row.count]))
             del rest[: row.count]
         self._check_owners()
         return [self._history(row) for row in step.rows if row.outputs]
 
     def _place(self, row: StepRow) -> None:
-        (first,), (blocks,) = row.first_block, row.blocks
+        first, blocks = row.first_block[0], row.blocks[0]
+        assert len(row.first_block) == len(row.blocks) == (2 if self.state_slots else 1)
         if first == 0:
             assert row.start == 0, "a whole new table begins at token 0"
             assert row.sequence not in self.tables, "the old table was not ended"
@@ -68,6 +75,17 @@ class MirrorStage:
     def _write(self, row: StepRow, tokens: list[int]) -> None:
         for position, token in enumerate(tokens, row.start):
             self._slots[self._slot(row.sequence, position)] = token
+
+    def _advance_state(self, row: StepRow, tokens: tuple[int, ...]) -> None:
+        """A recurrent state holds all tokens so far, in order: nothing else tells a wrong slot apart."""
+        if row.blocks[1]:
+            assert row.start == 0 and row.first_block[1] == 0
+            (slot,) = row.blocks[1]
+            assert slot not in self.state_of.values(), "two live sequences own one state"
+            self.state_of[row.sequence], self._states[slot] = slot, ()
+        slot = self.state_of[row.sequence]
+        self._states[slot] += tokens
+        assert self._states[slot] == self._history(row), "a state holds other tokens than its sequence"
 
     def _history(self, row: StepRow) -> tuple[int, ...]:
         return tuple(self._slots[self._slot(row.sequence, position)] for position in range(row.start + row.count))

@@ -20,6 +20,7 @@ class Limits:
     max_running: int
     max_waiting: int
     max_in_flight: int
+    state_slots: int = 0
 
 
 @dataclass
@@ -63,7 +64,7 @@ class Bench:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.scheduler = Scheduler(epoch=1, **limits.__dict__)
-        self.stages = [MirrorStage(limits.block_count, limits.block_tokens) for _ in range(STAGES)]
+        self.stages = [MirrorStage(limits.block_count, limits.block_tokens, limits.state_slots) for _ in range(STAGES)]
         self.live: dict[int, Request] = {}
         self.done: list[Request] = []
         self.in_flight: list[Flight] = []
@@ -137,7 +138,7 @@ class Bench:
         step = scheduled.step
         assert step.token_count == len(scheduled.token_ids) <= self.limits.max_step_tokens
         assert step.rows or step.ended
-        assert self.scheduler.running <= self.limits.max_running
+        assert self.scheduler.running <= min(self.limits.max_running, self.limits.state_slots or 1000)
         assert scheduled.sampled == tuple(row.sequence for row in step.rows if row.outputs)
         for sequence, draw in zip(scheduled.sampled, scheduled.draws, strict=True):
             request = self.live[sequence]
@@ -195,6 +196,7 @@ def random_limits(rng: random.Random) -> Limits:
         max_running=rng.choice((1, 2, 5, 16)),
         max_waiting=rng.choice((1, 4, 12)),
         max_in_flight=rng.choice((1, 2, 3)),
+        state_slots=rng.choice((0, 0, 0, 3, 20)),
     )
 
 

@@ -54,6 +54,7 @@ PLAN: Final = Plan(
     max_step_tokens=256,
     ends=ELM,
     ends_bytes=1 << 20,
+    state_slots=4,
     stages=(
         StagePlan(ELM, CPU, LayerRange(0, 3), 3 << 20, 2 << 20, 1 << 20),
         StagePlan(OAK, CUDA, LayerRange(3, 8), 5 << 20, 4 << 20, 1 << 20),

@@ -106,6 +106,7 @@ class _Session:
             block_count=plan.block_count,
             block_tokens=plan.block_tokens,
             max_step_tokens=plan.max_step_tokens,
+            state_slots=plan.state_slots,
             max_running=MAX_RUNNING,
             max_waiting=MAX_WAITING,
             max_in_flight=len(plan.stages),

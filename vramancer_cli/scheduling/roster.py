@@ -15,11 +15,14 @@ from vramancer_cli.scheduling.sequence import Sequence
 class Roster:
     """Every live sequence is either waiting, without blocks, or running, with blocks for its cached tokens at least."""
 
-    def __init__(self, *, block_count: int, block_tokens: int, max_running: int, max_waiting: int) -> None:
+    def __init__(
+        self, *, block_count: int, block_tokens: int, state_slots: int = 0, max_running: int, max_waiting: int
+    ) -> None:
         self.running: dict[int, Sequence] = {}
         self.waiting: list[Sequence] = []  # by arrival
         self._pool = BlockPool(block_count, block_tokens)
-        self._max_running = max_running
+        self._slots = BlockPool(state_slots, 1) if state_slots else None
+        self._max_running = min(max_running, state_slots) if state_slots else max_running
         self._max_waiting = max_waiting
         self._ended: list[int] = []
 
@@ -61,6 +64,8 @@ class Roster:
             return None
         sequence = self.waiting.pop(0)
         sequence.blocks.extend(self._pool.take(needed))
+        if self._slots is not None:
+            (sequence.state_slot,) = self._slots.take(1)
         self.running[sequence.id] = sequence
         return sequence
 
@@ -91,10 +96,12 @@ class Roster:
     def check_integrity(self) -> None:
         """Raises IntegrityError if a block is leaked, dangling or doubly owned, or a table does not hold its tokens."""
         self._pool.check_integrity({sequence.id: sequence.blocks for sequence in self.running.values()})
+        if self._slots is not None:
+            self._slots.check_integrity({sequence.id: (sequence.state_slot,) for sequence in self.running.values()})
         for sequence in self.running.values():
             if self._pool.blocks_for(sequence.cached_tokens) > len(sequence.blocks) or sequence.uncached_tokens < 1:
                 raise IntegrityError(f"The blocks of sequence {sequence.id} do not match its tokens.")
-        if any(sequence.blocks or sequence.cached_tokens or sequence.in_flight for sequence in self.waiting):
+        if any(s.blocks or s.cached_tokens or s.in_flight or s.state_slot >= 0 for s in self.waiting):
             raise IntegrityError("A waiting sequence holds blocks.")
         if self.waiting != sorted(self.waiting, key=by_arrival):
             raise IntegrityError("The queue is out of order.")
@@ -108,6 +115,8 @@ class Roster:
         del self.running[sequence.id]
         if sequence.announced_blocks:
             self._ended.append(sequence.id)
+        if self._slots is not None:
+            self._slots.give_back((sequence.state_slot,))
         self._pool.give_back(sequence.drop_cache())
 
 

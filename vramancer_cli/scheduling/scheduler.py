@@ -6,7 +6,8 @@ The order of service, in each step:
 1. Decodes (sequences one token short of a sample), each in its turn, divided evenly among the steps that
    may still start, so that a pipeline's stages all have work. While a prompt waits they leave it a share of the budget.
 2. Prompts begun, oldest first, in chunks of what is left of the budget.
-3. New sequences, strictly first come first served, while blocks for all their tokens are free.
+3. New sequences, strictly first come first served, while blocks for all their tokens are free, and a state slot
+   where the model keeps recurrent state.
 
 A decode that finds no free block takes the blocks of the newest sequence that is younger than itself; that one keeps
 its tokens and is computed again later. The oldest sequence can therefore always run, and so each one in its turn.
@@ -72,7 +73,10 @@ class _Flight:
 
 
 class Scheduler:
-    """The sequences of one epoch. `max_step_tokens` is at least 2, so that a decode and a prompt can share a step."""
+    """The sequences of one epoch. `max_step_tokens` is at least 2, so that a decode and a prompt can share a step.
+
+    `state_slots`: recurrent states that the stages have places for; 0 for a model that keeps none.
+    """
 
     def __init__(
         self,
@@ -81,6 +85,7 @@ class Scheduler:
         block_count: int,
         block_tokens: int,
         max_step_tokens: int,
+        state_slots: int = 0,
         max_running: int = 16,
         max_waiting: int = 256,
         max_in_flight: int = 1,
@@ -91,7 +96,11 @@ class Scheduler:
         self._max_step_tokens = max_step_tokens
         self._max_in_flight = max_in_flight
         self._roster = Roster(
-            block_count=block_count, block_tokens=block_tokens, max_running=max_running, max_waiting=max_waiting
+            block_count=block_count,
+            block_tokens=block_tokens,
+            state_slots=state_slots,
+            max_running=max_running,
+            max_waiting=max_waiting,
         )
         self._in_flight: dict[int, _Flight] = {}
         self._next_number = 0

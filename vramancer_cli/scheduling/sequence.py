@@ -19,7 +19,7 @@ class Sequence:
     """A prompt and what has been generated from it.
 
     `arrival` orders sequences: lower is older and has priority. `blocks` is the block table, `announced_blocks` how
-    many of its entries the stages know. `cached_tokens` are in the KV cache of every stage, by steps that came back.
+    many of its entries the stages know. `state_slot` is its place among the recurrent states, -1 for none yet. `cached_tokens` are in the KV cache of every stage, by steps that came back.
     `last_turn` counts rows of all sequences: the lower, the longer ago this one had a row.
     """
 
@@ -32,6 +32,7 @@ class Sequence:
     generated: list[int] = field(default_factory=list[int])
     blocks: list[int] = field(default_factory=list[int])
     announced_blocks: int = 0
+    state_slot: int = -1
     cached_tokens: int = 0
     in_flight: bool = False
     last_turn: int = -1
@@ -57,14 +58,12 @@ class Sequence:
 
     def launch(self, count: int) -> StepRow:
         """The row that runs the next `count` tokens, with all blocks that the stages do not know yet."""
-        row = StepRow(
-            sequence=self.id,
-            start=self.cached_tokens,
-            count=count,
-            first_block=(self.announced_blocks,),
-            blocks=(tuple(self.blocks[self.announced_blocks :]),),
-            outputs=int(count == self.uncached_tokens),
-        )
+        known = self.announced_blocks
+        first_block, blocks = (known,), (tuple(self.blocks[known:]),)
+        if self.state_slot >= 0:
+            first_block = (known, int(known > 0))
+            blocks = (*blocks, () if known else (self.state_slot,))
+        row = StepRow(self.id, self.cached_tokens, count, first_block, blocks, int(count == self.uncached_tokens))
         self.announced_blocks = len(self.blocks)
         self.in_flight = True
         return row
@@ -86,4 +85,5 @@ class Sequence:
         blocks = tuple(self.blocks)
         self.blocks.clear()
         self.announced_blocks = self.cached_tokens = 0
+        self.state_slot = -1
         return blocks

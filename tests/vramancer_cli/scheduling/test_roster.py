@@ -145,3 +145,25 @@ def test_integrity_finds_a_table_that_is_too_short_and_a_waiting_owner() -> None
     queued(r, 1, 4).cached_tokens = 1
     with pytest.raises(IntegrityError, match="waiting sequence holds"):
         r.check_integrity()
+
+
+def test_a_model_with_state_admits_no_more_sequences_than_it_has_slots() -> None:
+    r = Roster(block_count=20, block_tokens=2, state_slots=2, max_running=4, max_waiting=4)
+    first, second, third = (queued(r, arrival, 2) for arrival in range(3))
+    assert [r.admit(), r.admit(), r.admit()] == [first, second, None]
+    assert {first.state_slot, second.state_slot} == {0, 1}
+    r.check_integrity()
+    r.remove(first)
+    assert r.admit() is third
+    assert third.state_slot == 0
+    r.check_integrity()
+
+
+def test_integrity_finds_a_state_slot_that_two_own() -> None:
+    r = Roster(block_count=20, block_tokens=2, state_slots=2, max_running=4, max_waiting=4)
+    first, second = queued(r, 0, 2), queued(r, 1, 2)
+    r.admit()
+    r.admit()
+    second.state_slot = first.state_slot
+    with pytest.raises(IntegrityError, match="owned by sequences"):
+        r.check_integrity()

@@ -26,6 +26,7 @@ LIMITS = st.builds(
     max_running=st.integers(1, 6),
     max_waiting=st.just(64),
     max_in_flight=st.integers(1, 3),
+    state_slots=st.integers(0, 4),
 )
 PROMPTS = st.lists(st.integers(0, 5), min_size=1, max_size=5).map(tuple)
 ARRIVALS = st.tuples(st.just("arrive"), PROMPTS, st.integers(1, 6), st.booleans())

@@ -35,8 +35,9 @@ class StepRow(msgspec.Struct, frozen=True, array_like=True):
     The sequence has `start` tokens in its KV cache; this step adds `count` more. `blocks[g]` are block ids newly
     given in cache group g, to be placed in the block table from index `first_block[g]` on; a `first_block` of 0
     replaces the whole table. Group 0 holds every token's keys and values. Group 1 exists where the plan has state
-    slots: its table is one slot, the sequence's recurrent state, which is empty at `start` 0. `outputs`: of how many of the row's last tokens the last stage sends back the final hidden
-    states: 0 none, 1 the one that is sampled from, more for prompt log-probabilities and embeddings; at most `count`.
+    slots: its table is one slot, the sequence's recurrent state, which is empty at `start` 0. `outputs`: of how many
+    of the row's last tokens the last stage sends back the final hidden states: 0 none, 1 the one that is sampled from,
+    more for prompt log-probabilities and embeddings; at most `count`.
     """
 
     sequence: Natural

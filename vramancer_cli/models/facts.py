@@ -15,7 +15,8 @@ class ModelFacts:
     `layer_parameters[i]`: weights of decoder layer i. `ends_parameters`: embedding, final norm and output head
     (tied weights once). `kv_elements_per_token[i]`: K plus V elements that layer i keeps per token.
     `state_elements_per_sequence[i]`: recurrent state that layer i keeps per sequence, however long; () where no layer
-    keeps any. `workspace_elements_per_token`: the most that is alive at once while one token row passes a layer or the head.
+    keeps any.
+    `workspace_elements_per_token`: the most that is alive at once while one token row passes a layer or the head.
     `context_tokens`: the longest context that the checkpoint declares.
     """
 

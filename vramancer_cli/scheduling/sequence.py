@@ -19,7 +19,8 @@ class Sequence:
     """A prompt and what has been generated from it.
 
     `arrival` orders sequences: lower is older and has priority. `blocks` is the block table, `announced_blocks` how
-    many of its entries the stages know. `state_slot` is its place among the recurrent states, -1 for none yet. `cached_tokens` are in the KV cache of every stage, by steps that came back.
+    many of its entries the stages know. `state_slot` is its place among the recurrent states, -1 for none yet.
+    `cached_tokens` are in the KV cache of every stage, by steps that came back.
     `last_turn` counts rows of all sequences: the lower, the longer ago this one had a row.
     """
 

@@ -51,6 +51,8 @@ class PagedStage:
         shard, pool = self._loaded
         self._check(step, hidden, shard)
         rows = self._tables.apply(step)
+        if step.copies:
+            pool.copy(step.copies)
         if not rows:
             return hidden
         with torch.inference_mode():

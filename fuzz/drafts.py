@@ -103,7 +103,7 @@ def _row(rng: random.Random) -> StepRow:
     groups = rng.randrange(3)
     blocks = tuple(tuple(rng.choice(NUMBERS) for _ in range(rng.randrange(4))) for _ in range(groups))
     first = tuple(rng.randrange(9) for _ in range(groups))
-    return StepRow(rng.choice(NUMBERS), rng.choice(NUMBERS), rng.randrange(6), first, blocks, rng.random() < 0.5)
+    return StepRow(rng.choice(NUMBERS), rng.choice(NUMBERS), rng.randrange(6), first, blocks, rng.randrange(4))
 
 
 def _tensors(rng: random.Random) -> list[TensorBuffer]:

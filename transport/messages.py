@@ -34,7 +34,8 @@ class StepRow(msgspec.Struct, frozen=True, array_like=True):
 
     The sequence has `start` tokens in its KV cache; this step adds `count` more. `blocks[g]` are block ids newly
     given in cache group g, to be placed in the block table from index `first_block[g]` on; a `first_block` of 0
-    replaces the whole table. `sampled`: the row of the last of the `count` tokens is sampled from.
+    replaces the whole table. `outputs`: of how many of the row's last tokens the last stage sends back the final hidden
+    states: 0 none, 1 the one that is sampled from, more for prompt log-probabilities and embeddings; at most `count`.
     """
 
     sequence: Natural
@@ -42,7 +43,7 @@ class StepRow(msgspec.Struct, frozen=True, array_like=True):
     count: Natural
     first_block: tuple[Natural, ...]
     blocks: tuple[tuple[Natural, ...], ...]
-    sampled: bool
+    outputs: Natural
 
 
 class Step(msgspec.Struct, frozen=True, array_like=True):
@@ -65,8 +66,8 @@ class Step(msgspec.Struct, frozen=True, array_like=True):
         return sum(row.count for row in self.rows)
 
     @property
-    def sampled_count(self) -> int:
-        return sum(row.sampled for row in self.rows)
+    def output_count(self) -> int:
+        return sum(row.outputs for row in self.rows)
 
 
 class ModelRef(msgspec.Struct, frozen=True):
@@ -249,7 +250,7 @@ class Activation(Message, frozen=True):
     """Data link: hidden states entering stage `stage` of the plan, as tensor "hidden_states".
 
     Shape [step.token_count, hidden]; `stage` == number of stages marks the pipeline's output, which holds only the
-    sampled rows, [step.sampled_count, hidden]. The frame's epoch and step number equal the step's.
+    outputs of the rows, in row order, [step.output_count, hidden]. The frame's epoch and step number equal the step's.
     """
 
     type_id: ClassVar[int] = 14

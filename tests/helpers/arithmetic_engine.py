@@ -88,7 +88,7 @@ class ArithmeticStage:
         for row in step.rows:
             values = self._run(row.sequence, row.start, hidden[offset : offset + row.count])
             offset += row.count
-            out.extend(values if not self._last else values[-1:] if row.sampled else [])
+            out.extend(values[-row.outputs :] if self._last and row.outputs else [] if self._last else values)
         self._engine.layer_tokens += step.token_count * len(self._layers)
         return out
 

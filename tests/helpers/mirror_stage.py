@@ -49,7 +49,7 @@ class MirrorStage:
             self._write(row, rest[: row.count])
             del rest[: row.count]
         self._check_owners()
-        return [self._history(row) for row in step.rows if row.sampled]
+        return [self._history(row) for row in step.rows if row.outputs]
 
     def _place(self, row: StepRow) -> None:
         (first,), (blocks,) = row.first_block, row.blocks

@@ -138,7 +138,7 @@ class Bench:
         assert step.token_count == len(scheduled.token_ids) <= self.limits.max_step_tokens
         assert step.rows or step.ended
         assert self.scheduler.running <= self.limits.max_running
-        assert scheduled.sampled == tuple(row.sequence for row in step.rows if row.sampled)
+        assert scheduled.sampled == tuple(row.sequence for row in step.rows if row.outputs)
         for sequence, draw in zip(scheduled.sampled, scheduled.draws, strict=True):
             request = self.live[sequence]
             assert draw == Draw(Sampling(seed=request.seed), len(request.tokens))

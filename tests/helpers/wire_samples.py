@@ -63,7 +63,7 @@ PLAN: Final = Plan(
 STEP: Final = Step(
     epoch=3,
     number=7,
-    rows=(StepRow(11, 0, 2, (0,), ((4, 5),), False), StepRow(12, 40, 1, (2,), ((),), True)),
+    rows=(StepRow(11, 0, 2, (0,), ((4, 5),), 0), StepRow(12, 40, 1, (2,), ((),), 1)),
     ended=(9, 10),
     token_ids=(1, 2, 3),
 )

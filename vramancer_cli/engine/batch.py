@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 
@@ -31,8 +32,8 @@ class Span:
 class Batch:
     """The AttentionContext of one step.
 
-    `positions` [1, T] int64, `slots` [T] int64 (where each new token's K and V go), `sampled` [R] int64 (the index of
-    the last token of each row that is sampled), all on the pool's device.
+    `positions` [1, T] int64, `slots` [T] int64 (where each new token's K and V go), `outputs` [R] int64 (the index
+    of each token whose final hidden state is wanted), all on the pool's device.
     """
 
     def __init__(self, rows: Sequence[PlacedRow], pool: KvPool, device: torch.device) -> None:
@@ -42,8 +43,7 @@ class Batch:
         both = torch.tensor([positions, slots], dtype=torch.int64).to(device)
         self.positions, self.slots = both[:1], both[1]
         self.spans = _spans(rows, pool.block_tokens, device)
-        last = [span.first + span.count - 1 for span, row in zip(self.spans, rows, strict=True) if row.sampled]
-        self.sampled = torch.tensor(last, dtype=torch.int64).to(device)
+        self.outputs = torch.tensor(_outputs(rows), dtype=torch.int64).to(device)
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: Options
@@ -67,6 +67,11 @@ def _slots(row: PlacedRow, block_tokens: int) -> list[int]:
         row.blocks[position // block_tokens] * block_tokens + position % block_tokens
         for position in range(row.start, row.end)
     ]
+
+
+def _outputs(rows: Sequence[PlacedRow]) -> list[int]:
+    ends = accumulate(row.end - row.start for row in rows)
+    return [token for end, row in zip(ends, rows, strict=True) for token in range(end - row.outputs, end)]
 
 
 def _spans(rows: Sequence[PlacedRow], block_tokens: int, device: torch.device) -> list[Span]:

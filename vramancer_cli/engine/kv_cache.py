@@ -93,7 +93,7 @@ class PlacedRow:
     end: int
     blocks: tuple[int, ...]
     consecutive: bool
-    sampled: bool
+    outputs: int
 
 
 class BlockTables:
@@ -120,7 +120,7 @@ class BlockTables:
             table = self._extended(row, kept.get(row.sequence))
             self._claim(row, table, written)
             kept[row.sequence] = table
-            placed.append(PlacedRow(row.start, table.tokens, table.blocks, table.consecutive, row.sampled))
+            placed.append(PlacedRow(row.start, table.tokens, table.blocks, table.consecutive, row.outputs))
         self._tables = kept
         return placed
 
@@ -128,6 +128,7 @@ class BlockTables:
         """The table after `row`; `old` is None for a sequence that this stage does not know."""
         end = row.start + row.count
         _refuse(row.count < 1 or row.start < 0, row, f"adds {row.count} tokens at {row.start}")
+        _refuse(not 0 <= row.outputs <= row.count, row, f"wants {row.outputs} outputs of {row.count} tokens")
         _refuse(end > self._context_tokens, row, f"grows to {end} tokens, over {self._context_tokens}")
         groups = (len(row.first_block), len(row.blocks))
         _refuse(groups != (CACHE_GROUPS, CACHE_GROUPS), row, f"names {groups} cache groups instead of {CACHE_GROUPS}")

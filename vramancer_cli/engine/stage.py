@@ -41,7 +41,7 @@ class PagedStage:
         self._count = count
 
     def execute(self, step: Step, hidden: torch.Tensor) -> torch.Tensor:
-        """[step.token_count, hidden] in; the same out, but from the plan's last stage only the sampled rows.
+        """[step.token_count, hidden] in; the same out, but from the plan's last stage only the outputs asked for.
 
         Raises RemoteProtocolError for a step that contradicts the plan, the block tables or `hidden`.
         """
@@ -56,7 +56,7 @@ class PagedStage:
             batch = Batch(rows, pool, self._device)
             output = shard.run(hidden.to(self._device), batch.positions, batch)
             self._count(len(shard.layers) * step.token_count)
-            return output.index_select(0, batch.sampled) if self._is_last else output
+            return output.index_select(0, batch.outputs) if self._is_last else output
 
     def close(self) -> None:
         """Free weights and cache, and give their bytes back. May be called again."""

@@ -30,7 +30,7 @@ class Stage(Protocol):
     def kv_bytes(self) -> int: ...
 
     def execute(self, step: Step, hidden: Hidden) -> Hidden:
-        """[step.token_count, hidden] in; the same out, but from the plan's last stage only the sampled rows.
+        """[step.token_count, hidden] in; the same out, but from the plan's last stage only the outputs asked for.
 
         Raises RemoteProtocolError for a row that contradicts the block tables.
         """

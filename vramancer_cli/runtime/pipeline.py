@@ -118,7 +118,7 @@ class Pipeline:
         return flight, stage, self._with_rows(received.tensors[HIDDEN], stage, message.step)
 
     def _with_rows(self, buffer: TensorBuffer, stage: int, step: Step) -> TensorBuffer:
-        rows = step.sampled_count if stage == len(self._plan.stages) else step.token_count
+        rows = step.output_count if stage == len(self._plan.stages) else step.token_count
         if buffer.spec.shape[:1] != (rows,):
             raise RemoteProtocolError(
                 f"A result for step {step.number} has shape {buffer.spec.shape}, not {rows} rows."

@@ -168,12 +168,12 @@ class Scheduler:
         flight = self._in_flight.get(step.number)
         if flight is None or flight.step != step:
             raise StepMismatchError(f"Step {step.number} of epoch {step.epoch} is not in flight.")
-        if len(tokens) != step.sampled_count:
-            raise StepMismatchError(f"Step {step.number} samples {step.sampled_count} rows, {len(tokens)} tokens came.")
+        if len(tokens) != step.output_count:
+            raise StepMismatchError(f"Step {step.number} samples {step.output_count} rows, {len(tokens)} tokens came.")
         del self._in_flight[step.number]
         self._last_step_s = now - flight.started_s
         results = iter(tokens)
-        token_of = [next(results) if row.sampled else None for row in step.rows]
+        token_of = [next(results) if row.outputs else None for row in step.rows]
         emitted = (self._land(share, token) for share, token in zip(flight.shares, token_of, strict=True))
         return tuple(item for item in emitted if item is not None)
 
@@ -221,7 +221,7 @@ class Scheduler:
         self._next_number += 1
         token_ids = tuple(token for share in shares for token in share.sequence.next_tokens(share.count))
         rows = tuple(share.sequence.launch(share.count) for share in shares)
-        sampled = [share.sequence for share, row in zip(shares, rows, strict=True) if row.sampled]
+        sampled = [share.sequence for share, row in zip(shares, rows, strict=True) if row.outputs]
         step = Step(epoch=self._epoch, number=number, rows=rows, ended=self._roster.take_ended())
         self._in_flight[number] = _Flight(step, shares, now)
         return Scheduled(step, token_ids, tuple(s.next_draw for s in sampled), tuple(s.id for s in sampled))

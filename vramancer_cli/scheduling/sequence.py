@@ -63,7 +63,7 @@ class Sequence:
             count=count,
             first_block=(self.announced_blocks,),
             blocks=(tuple(self.blocks[self.announced_blocks :]),),
-            sampled=count == self.uncached_tokens,
+            outputs=int(count == self.uncached_tokens),
         )
         self.announced_blocks = len(self.blocks)
         self.in_flight = True

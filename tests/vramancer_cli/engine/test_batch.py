@@ -9,9 +9,9 @@ from vramancer_cli.engine.kv_cache import KvPool, PlacedRow
 from vramancer_cli.engine.trace import KvShape
 
 CPU = torch.device("cpu")
-CHUNK = PlacedRow(2, 5, (1, 2), consecutive=True, sampled=True)
-SCATTERED = PlacedRow(4, 6, (7, 0), consecutive=False, sampled=False)
-FRESH = PlacedRow(0, 1, (5,), consecutive=True, sampled=True)
+CHUNK = PlacedRow(2, 5, (1, 2), consecutive=True, outputs=2)
+SCATTERED = PlacedRow(4, 6, (7, 0), consecutive=False, outputs=0)
+FRESH = PlacedRow(0, 1, (5,), consecutive=True, outputs=1)
 
 
 @pytest.fixture
@@ -23,11 +23,11 @@ def pool() -> KvPool:
     return pool
 
 
-def test_positions_slots_and_sampled_rows(pool: KvPool):
+def test_positions_slots_and_outputs(pool: KvPool):
     batch = Batch([CHUNK, SCATTERED, FRESH], pool, CPU)
     assert batch.positions.tolist() == [[2, 3, 4, 4, 5, 0]]
     assert batch.slots.tolist() == [6, 7, 8, 0, 1, 20]
-    assert batch.sampled.tolist() == [2, 5]
+    assert batch.outputs.tolist() == [1, 2, 5]
 
 
 def test_spans_say_where_each_sequence_lies(pool: KvPool):
@@ -54,8 +54,8 @@ def test_a_scattered_table_gives_what_a_consecutive_one_gives():
     outputs: list[torch.Tensor] = []
     for blocks in ((0, 1), (5, 2)):
         pool = KvPool({0: KvShape(2, 8, 8)}, 8, 4, torch.float32, CPU)
-        first = PlacedRow(0, 5, blocks, blocks == (0, 1), sampled=False)
-        second = PlacedRow(5, 8, blocks, blocks == (0, 1), sampled=True)
+        first = PlacedRow(0, 5, blocks, blocks == (0, 1), outputs=0)
+        second = PlacedRow(5, 8, blocks, blocks == (0, 1), outputs=1)
         Batch([first], pool, CPU).attend(0, query[:, :5], key[:, :5], value[:, :5], Options())
         outputs.append(Batch([second], pool, CPU).attend(0, query[:, 5:], key[:, 5:], value[:, 5:], Options()))
     assert torch.equal(*outputs)

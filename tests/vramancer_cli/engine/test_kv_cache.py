@@ -11,8 +11,8 @@ from vramancer_cli.engine.trace import KvShape
 BLOCK_TOKENS = 4
 
 
-def row(sequence: int, start: int, count: int, first: int, blocks: tuple[int, ...], sampled: bool = False) -> StepRow:
-    return StepRow(sequence, start, count, (first,), (blocks,), sampled)
+def row(sequence: int, start: int, count: int, first: int, blocks: tuple[int, ...], outputs: int = 0) -> StepRow:
+    return StepRow(sequence, start, count, (first,), (blocks,), outputs)
 
 
 def step(*rows: StepRow, ended: tuple[int, ...] = ()) -> Step:
@@ -32,8 +32,8 @@ def test_tables_grow_by_the_blocks_of_each_step(tables: BlockTables):
     assert (placed.start, placed.end, placed.blocks, placed.consecutive) == (6, 8, (3, 4), True)
     [placed] = tables.apply(step(row(1, 8, 1, 2, (5,))))
     assert (placed.blocks, placed.consecutive) == ((3, 4, 5), True)
-    [placed] = tables.apply(step(row(1, 9, 8, 3, (9, 0), sampled=True)))
-    assert (placed.end, placed.blocks, placed.consecutive, placed.sampled) == (17, (3, 4, 5, 9, 0), False, True)
+    [placed] = tables.apply(step(row(1, 9, 8, 3, (9, 0), outputs=3)))
+    assert (placed.end, placed.blocks, placed.consecutive, placed.outputs) == (17, (3, 4, 5, 9, 0), False, 3)
 
 
 def test_a_first_block_of_zero_replaces_the_table(tables: BlockTables):
@@ -69,10 +69,12 @@ def test_ended_sequences_are_dropped_before_the_rows_are_placed(tables: BlockTab
         (row(1, 6, 0, 2, ()), "adds 0 tokens"),
         (row(1, 6, -1, 2, ()), "adds -1 tokens"),
         (row(1, -1, 1, 2, ()), "at -1"),
+        (row(1, 6, 2, 2, (), outputs=3), "wants 3 outputs of 2 tokens"),
+        (row(1, 6, 2, 2, (), outputs=-1), "wants -1 outputs"),
         (row(1, 6, 15, 2, (5, 6, 7, 8)), "grows to 21 tokens, over 20"),
-        (StepRow(1, 6, 1, (), (), False), "cache groups"),
-        (StepRow(1, 6, 1, (2, 0), ((), ()), False), "cache groups"),
-        (StepRow(1, 6, 1, (2,), (), False), "cache groups"),
+        (StepRow(1, 6, 1, (), (), 0), "cache groups"),
+        (StepRow(1, 6, 1, (2, 0), ((), ()), 0), "cache groups"),
+        (StepRow(1, 6, 1, (2,), (), 0), "cache groups"),
     ],
 )
 def test_a_row_that_contradicts_the_tables_is_refused_and_changes_nothing(

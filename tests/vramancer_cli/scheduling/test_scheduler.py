@@ -44,12 +44,12 @@ def test_a_request_from_first_to_last_token() -> None:
     assert (s.running, s.waiting, s.idle) == (0, 1, False)
     first = start(s)
     assert (first.step.epoch, first.step.number, first.step.ended) == (3, 0, ())
-    assert first.step.rows == (StepRow(7, 0, 3, (0,), ((0,),), sampled=True),)
+    assert first.step.rows == (StepRow(7, 0, 3, (0,), ((0,),), outputs=1),)
     assert (first.token_ids, first.sampled) == ((0, 1, 2), (7,))
     assert first.draws == (Draw(Sampling(seed=7), 0),)
     assert finish(s, first, token=50) == (Emitted(7, (50,), None),)
     second = start(s)
-    assert second.step.rows == (StepRow(7, 3, 1, (1,), ((),), sampled=True),)
+    assert second.step.rows == (StepRow(7, 3, 1, (1,), ((),), outputs=1),)
     assert (second.token_ids, second.draws) == ((50,), (Draw(Sampling(seed=7), 1),))
     assert finish(s, second, token=51) == (Emitted(7, (51,), "length"),)
     assert (s.running, s.waiting, s.idle) == (0, 0, False), "the stages do not know of the end yet"
@@ -90,12 +90,12 @@ def test_a_stop_token_ends_the_request_and_is_not_emitted() -> None:
 def test_a_long_prompt_is_cut_into_chunks() -> None:
     s = scheduler(max_step_tokens=4)
     add(s, 7, prompt_tokens=10)
-    seen: list[tuple[int, int, bool]] = []
+    seen: list[tuple[int, int, int]] = []
     for _ in range(3):
         scheduled = start(s)
-        seen += [(row.start, row.count, row.sampled) for row in scheduled.step.rows]
+        seen += [(row.start, row.count, row.outputs) for row in scheduled.step.rows]
         emitted = finish(s, scheduled)
-    assert seen == [(0, 4, False), (4, 4, False), (8, 2, True)]
+    assert seen == [(0, 4, 0), (4, 4, 0), (8, 2, 1)]
     assert emitted == (Emitted(7, (50,), None),)
 
 

@@ -20,10 +20,10 @@ def test_a_prompt_goes_out_in_chunks_and_only_the_last_is_sampled() -> None:
     s = sequence()
     s.blocks.extend((4, 5, 6))
     assert s.next_tokens(3) == (1, 2, 3)
-    assert s.launch(3) == StepRow(7, 0, 3, (0,), ((4, 5, 6),), sampled=False)
+    assert s.launch(3) == StepRow(7, 0, 3, (0,), ((4, 5, 6),), outputs=0)
     s.land(3)
     assert s.next_tokens(2) == (4, 5)
-    assert s.launch(2) == StepRow(7, 3, 2, (3,), ((),), sampled=True)
+    assert s.launch(2) == StepRow(7, 3, 2, (3,), ((),), outputs=1)
 
 
 def test_blocks_are_announced_once() -> None:
@@ -33,7 +33,7 @@ def test_blocks_are_announced_once() -> None:
     s.land(1)
     s.accept(50)
     s.blocks.append(8)
-    assert s.launch(1) == StepRow(7, 1, 1, (1,), ((8,),), sampled=True)
+    assert s.launch(1) == StepRow(7, 1, 1, (1,), ((8,),), outputs=1)
 
 
 @pytest.mark.parametrize(

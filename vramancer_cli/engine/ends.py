@@ -10,17 +10,17 @@ from pathlib import Path
 
 import torch
 
-from transport.errors import LocalProtocolError
 from transport.messages import Plan
 from transport.types import LayerRange
 from vramancer_cli.engine import architecture, weights
 from vramancer_cli.engine.checkpoint import Checkpoint
 from vramancer_cli.engine.memory import MemoryBudget, Reservation
-from vramancer_cli.engine.sampler import choose_tokens
+from vramancer_cli.engine.reading import Reader
 from vramancer_cli.engine.stage import checked, release
 from vramancer_cli.engine.tensors import DTYPES
 from vramancer_cli.engine.weights import HEAD_COPIES, Progress
 from vramancer_cli.errors import ModelError, VramancerError
+from vramancer_cli.models.readout import Readout, RowOutput
 from vramancer_cli.models.sampling import Draw
 
 
@@ -62,6 +62,10 @@ class EndsModel:
     def logits(self, rows: torch.Tensor) -> torch.Tensor:
         """[R, hidden] in; [R, vocabulary] float32 out, with whatever the family does to its logits."""
         return self._model(inputs_embeds=rows[None], use_cache=False).logits[0].float()
+
+    def normed(self, rows: torch.Tensor) -> torch.Tensor:
+        """[R, hidden] of the last layer in; the same after the final norm out: the model's final hidden states."""
+        return architecture.base_model(self._model)(inputs_embeds=rows[None], use_cache=False).last_hidden_state[0]
 
     def _try(self, device: torch.device) -> None:
         """Two tokens through both ends, to find out now what would go wrong in every answer.
@@ -109,18 +113,13 @@ class TorchEnds:
         with torch.inference_mode():
             return finite(self._open().logits(rows.to(self._device)))
 
-    def sample(self, rows: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
-        """Sampled rows of the last stage [R, hidden] and R draws in; R token ids out.
+    def read(self, rows: torch.Tensor, readouts: Sequence[Readout]) -> list[RowOutput]:
+        """Outputs of the last stage, row after row [sum of outputs, hidden], and their readouts in; an answer each.
 
-        Raises NonFiniteLogitsError, and LocalProtocolError where rows and draws do not go together.
+        Raises NonFiniteLogitsError, and LocalProtocolError where rows and readouts do not go together.
         """
-        if rows.shape[0] != len(draws):
-            raise LocalProtocolError(f"{rows.shape[0]} rows came for {len(draws)} draws.")
-        chosen: list[int] = []
-        for first in range(0, len(draws), self._rows_at_once):
-            some = slice(first, first + self._rows_at_once)
-            chosen += choose_tokens(self.logits(rows[some]), draws[some])
-        return chosen
+        with torch.inference_mode():
+            return Reader(self.logits, self._normed, self._rows_at_once).read(rows.to(self._device), readouts)
 
     def close(self) -> None:
         """Free the weights, and give their bytes back. May be called again."""
@@ -128,6 +127,14 @@ class TorchEnds:
         if model is not None:
             model.unload()
             release(self._device, self._held)
+
+    def sample(self, rows: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
+        """As `read`, for rows [R, hidden] that are each sampled and nothing else; R token ids out."""
+        read = self.read(rows, [Readout(row, 1, draw) for row, draw in enumerate(draws)])
+        return [output.token for output in read if output.token is not None]
+
+    def _normed(self, rows: torch.Tensor) -> torch.Tensor:
+        return finite(self._open().normed(rows))
 
     def _open(self) -> EndsModel:
         if self._model is None:

@@ -1,26 +1,31 @@
-"""From logits to the next token ids.
+"""From logits to the next token ids and to log-probabilities.
 
 Must never keep state from one step to the next: a row's choice depends on nothing but the row and its draw.
 """
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Sequence
 
 import torch
 
+from vramancer_cli.engine import logits as processing
+from vramancer_cli.models.readout import TokenScore
 from vramancer_cli.models.sampling import Draw
 
 
 def choose_tokens(logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
-    """Logits [R, vocabulary] float32 and R draws in; R token ids out. A row's choice depends on nothing but the row."""
-    greedy: list[int] = logits.argmax(-1).tolist()
-    return [
-        token if draw.sampling.temperature <= 0 else _draw_token(row, draw)
-        for token, row, draw in zip(greedy, logits, draws, strict=True)
-    ]
+    """Logits [R, vocabulary] float32, which this may change, and R draws in; R token ids out."""
+    processing.process(logits, draws)
+    drawn = [row for row, draw in enumerate(draws) if draw.sampling.temperature > 0]
+    if len(drawn) == len(draws):
+        return _draw(logits, draws)
+    chosen: list[int] = logits.argmax(-1).tolist()
+    if drawn:
+        for row, token in zip(drawn, _draw(logits[drawn], [draws[row] for row in drawn]), strict=True):
+            chosen[row] = token
+    return chosen
 
 
 def uniform(draw: Draw) -> float:
@@ -28,19 +33,25 @@ def uniform(draw: Draw) -> float:
     return random.Random(f"{draw.sampling.seed}:{draw.index}").random()  # noqa: S311  # text, not secrets
 
 
-def _draw_token(logits: torch.Tensor, draw: Draw) -> int:
-    """Inverse transform sampling from the softmax at the draw's temperature, cut to its nucleus.
+def _draw(logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
+    """Inverse transform sampling from the shares, in the order of the vocabulary.
 
-    top_p: Holtzman et al., "The Curious Case of Neural Text Degeneration" (2020): the smallest set of most likely
-    tokens whose shares sum to at least top_p.
+    Not in the order of the shares: two that are nearly equal may change places with rounding, and with them all that
+    is drawn between them; a place in the vocabulary never moves.
     """
-    shares = torch.softmax((logits - logits.max()) / draw.sampling.temperature, -1)
-    shares, order = shares.sort(descending=True, stable=True)
-    sums = shares.cumsum(-1)
-    if draw.sampling.top_p < 1:
-        sums = sums[: 1 + int((sums < draw.sampling.top_p).sum())]
-    total = float(sums[-1])
+    sums = processing.shares(logits, [draw.sampling for draw in draws]).cumsum_(-1)
+    totals = sums[:, -1:].cpu()
     # Below the total even after rounding, so that the search always ends at a token with a share of its own.
-    wanted = min(uniform(draw) * total, math.nextafter(total, 0.0))
-    place = int((sums <= wanted).sum())
-    return int(order[min(place, sums.numel() - 1)])
+    wanted = torch.tensor([[uniform(draw)] for draw in draws]) * totals
+    wanted = torch.minimum(wanted, torch.nextafter(totals, torch.zeros_like(totals))).to(logits.device)
+    return torch.searchsorted(sums, wanted, right=True)[:, 0].tolist()
+
+
+def score_tokens(logprobs: torch.Tensor, tokens: Sequence[int], tops: Sequence[int]) -> list[TokenScore]:
+    """What [R, vocabulary] log-probabilities say of R tokens, each with so many of the likeliest."""
+    own = logprobs.gather(-1, torch.tensor(tokens, dtype=torch.int64).to(logprobs.device)[:, None])[:, 0].tolist()
+    values, ids = (part.tolist() for part in logprobs.topk(min(max(tops, default=0), logprobs.shape[-1])))
+    return [
+        TokenScore(token, logprob, tuple(zip(ids[row][:top], values[row][:top], strict=True)))
+        for row, (token, logprob, top) in enumerate(zip(tokens, own, tops, strict=True))
+    ]

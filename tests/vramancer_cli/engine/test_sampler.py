@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vramancer_cli.engine.sampler import choose_tokens, uniform
+from vramancer_cli.engine.sampler import choose_tokens, score_tokens, uniform
 from vramancer_cli.models.sampling import Draw, Sampling
 
 GREEDY = Draw(Sampling(temperature=0.0), 0)
@@ -36,6 +36,38 @@ def test_a_row_is_sampled_alike_whatever_its_neighbours():
     some = [Draw(Sampling(0.9, 0.8, seed=index), index) for index in range(6)]
     together = choose_tokens(logits, some)
     assert together == [choose_tokens(row[None], [draw])[0] for row, draw in zip(logits, some, strict=True)]
+
+
+def test_greedy_and_drawn_rows_in_one_batch_do_not_feel_each_other():
+    logits = torch.randn(5, 40, generator=torch.Generator().manual_seed(3))
+    some = [
+        GREEDY,
+        Draw(Sampling(0.7, top_k=5, seed=1), 0),
+        Draw(Sampling(0.0, repetition_penalty=5.0), 3, prompt=tuple(range(40)), generated=(1, 2, 2)),
+        Draw(Sampling(1.0, presence_penalty=2.0, seed=2), 2, generated=(0, 1)),
+        Draw(Sampling(0.0, logit_bias=((11, 100.0),)), 1),
+    ]
+    together = choose_tokens(logits.clone(), some)
+    alone = [choose_tokens(row[None].clone(), [draw])[0] for row, draw in zip(logits, some, strict=True)]
+    assert together == alone and together[4] == 11
+
+
+def test_a_small_error_in_the_logits_moves_a_draw_as_seldom_as_it_moves_the_shares():
+    logits = torch.zeros(2000, 64)  # every share equal: sorted by share, rounding alone would decide the order
+    noise = torch.randn(2000, 64, generator=torch.Generator().manual_seed(1)) * 1e-6
+    some = draws(Sampling(1.0, seed=9), 2000)
+    pairs = zip(choose_tokens(logits.clone(), some), choose_tokens(logits + noise, some), strict=True)
+    assert sum(one != other for one, other in pairs) <= 1
+
+
+def test_scores_are_the_log_softmax_and_its_best():
+    logits = torch.randn(3, 30, generator=torch.Generator().manual_seed(2))
+    expected = torch.log_softmax(logits, -1)
+    for row, (score, top) in enumerate(zip(score_tokens(expected, [4, 9, 29], [0, 3, 20]), (0, 3, 20), strict=True)):
+        token = (4, 9, 29)[row]
+        assert (score.token, score.logprob) == (token, float(expected[row, token]))
+        best = expected[row].topk(top)
+        assert score.top == tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
 
 
 def test_frequencies_follow_the_softmax():

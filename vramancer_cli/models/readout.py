@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from vramancer_cli.models.sampling import Draw
 
@@ -25,6 +25,9 @@ class PromptReading:
     def every_token(self) -> bool:
         """Whether the final hidden state of every token of the prompt is needed."""
         return self.top_logprobs is not None or self.pooling == "mean"
+
+
+NO_READING: Final = PromptReading()
 
 
 @dataclass(frozen=True, slots=True)

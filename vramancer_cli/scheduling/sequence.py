@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from transport.messages import StepRow
-from vramancer_cli.models.sampling import Draw, Sampling
+from vramancer_cli.models.readout import NO_READING, PromptReading, Readout
+from vramancer_cli.models.sampling import Draw, Sampling, next_draw
 
 FinishReason = Literal["stop", "length"]
 
@@ -20,6 +21,8 @@ class Sequence:
 
     `arrival` orders sequences: lower is older and has priority. `blocks` is the block table, `announced_blocks` how
     many of its entries the stages know. `cached_tokens` are in the KV cache of every stage, by steps that came back.
+    `read_tokens`: of so many tokens of the prompt came back what `reading` wants, and it is not asked for again when
+    the sequence has to be computed again; with max_tokens 0 nothing follows the prompt.
     `last_turn` counts rows of all sequences: the lower, the longer ago this one had a row.
     """
 
@@ -29,10 +32,12 @@ class Sequence:
     max_tokens: int
     stop_token_ids: frozenset[int]
     arrival: int
+    reading: PromptReading = NO_READING
     generated: list[int] = field(default_factory=list[int])
     blocks: list[int] = field(default_factory=list[int])
     announced_blocks: int = 0
     cached_tokens: int = 0
+    read_tokens: int = 0
     in_flight: bool = False
     last_turn: int = -1
 
@@ -48,12 +53,39 @@ class Sequence:
     @property
     def next_draw(self) -> Draw:
         """Depends on what was generated only, so a recomputed sequence draws what it would have drawn."""
-        return Draw(self.sampling, len(self.generated))
+        return next_draw(self.sampling, self.prompt, self.generated, self.stop_token_ids)
 
     def next_tokens(self, count: int) -> tuple[int, ...]:
         """The first `count` uncached tokens, without touching the (long) rest."""
         start, end, prompt_end = self.cached_tokens, self.cached_tokens + count, len(self.prompt)
         return self.prompt[start:end] + tuple(self.generated[max(0, start - prompt_end) : max(0, end - prompt_end)])
+
+    def next_readout(self, count: int) -> Readout | None:
+        """What is wanted of the next `count` tokens' final hidden states, if anything is."""
+        end, unread = self.cached_tokens + count, self._unread(count)
+        draw = self.next_draw if self._draws(count) else None
+        if not unread:
+            return Readout(self.id, 1, draw) if draw else None
+        scored = self.reading.top_logprobs is not None
+        return Readout(
+            sequence=self.id,
+            outputs=unread,
+            draw=draw,
+            targets=self.prompt[end - unread + 1 : end + 1] if scored else (),
+            top_logprobs=self.reading.top_logprobs or 0,
+            pooled=self.reading.pooling is not None,
+        )
+
+    def _draws(self, count: int) -> bool:
+        """Whether a token is drawn after the next `count` ones."""
+        return count == self.uncached_tokens and self.max_tokens > 0
+
+    def _unread(self, count: int) -> int:
+        """Of how many of the next `count` tokens, the last ones, `reading` wants the outputs."""
+        end = self.cached_tokens + count
+        if self.reading.every_token:
+            return max(0, min(end, len(self.prompt)) - max(self.cached_tokens, self.read_tokens))
+        return int(self.reading.pooling == "last" and end == len(self.prompt) > self.read_tokens)
 
     def launch(self, count: int) -> StepRow:
         """The row that runs the next `count` tokens, with all blocks that the stages do not know yet."""
@@ -63,7 +95,7 @@ class Sequence:
             count=count,
             first_block=(self.announced_blocks,),
             blocks=(tuple(self.blocks[self.announced_blocks :]),),
-            outputs=int(count == self.uncached_tokens),
+            outputs=max(self._unread(count), int(self._draws(count))),
         )
         self.announced_blocks = len(self.blocks)
         self.in_flight = True
@@ -72,6 +104,7 @@ class Sequence:
     def land(self, count: int) -> None:
         """The step with `count` tokens of this sequence came back."""
         self.cached_tokens += count
+        self.read_tokens = max(self.read_tokens, min(self.cached_tokens, len(self.prompt)))
         self.in_flight = False
 
     def accept(self, token: int) -> FinishReason | None:

@@ -14,7 +14,8 @@ from tests.helpers.pipeline_bench import SMALL, WHOLE, PipelineBench
 from tests.helpers.simulated_cluster import node_id
 from tests.helpers.virtual_time import run
 from vramancer_cli.errors import InvalidRequestError, NodeLostError, NotReadyError, QueueFullError
-from vramancer_cli.models.sampling import Draw, Sampling
+from vramancer_cli.models.readout import Readout, RowOutput
+from vramancer_cli.models.sampling import Sampling
 from vramancer_cli.runtime.contracts import Generated, GenerationRequest
 from vramancer_cli.runtime.generation import MAX_WAITING, STEP_DEADLINE_S, Generation, StepDeadlineError
 from vramancer_cli.scheduling.scheduler import StepMismatchError
@@ -185,7 +186,7 @@ def test_a_step_that_never_comes_back_breaks_the_session_however_busy_it_is() ->
 
 
 class ForgetfulEnds(ArithmeticEnds):
-    def sample(self, rows: list[int], draws: Sequence[Draw]) -> list[int]:
+    def read(self, rows: list[int], readouts: Sequence[Readout]) -> list[RowOutput]:
         return []
 
 

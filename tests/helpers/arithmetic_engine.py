@@ -61,6 +61,18 @@ def answer(prompt: Sequence[int], count: int, layers: int = 6) -> list[int]:
     return tokens[len(prompt) :]
 
 
+def final_rows(tokens: Sequence[int], layers: int = 6) -> list[int]:
+    """What the last layer makes of each token, computed without any cluster."""
+    values = [layer + 1 for layer in range(layers)]
+    rows: list[int] = []
+    for token in tokens:
+        row = token + 1
+        for layer in range(layers):
+            row = values[layer] = mix(values[layer], row)
+        rows.append(row)
+    return rows
+
+
 @dataclass(slots=True)
 class _Cache:
     """One sequence on one stage: what each of its layers made of all tokens so far."""

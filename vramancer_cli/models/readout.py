@@ -48,10 +48,13 @@ class Readout:
 
 @dataclass(frozen=True, slots=True)
 class TokenScore:
-    """A token's natural log-probability, before any processing, and the likeliest tokens of its place, best first."""
+    """A token's natural log-probability, before any processing, and the likeliest tokens of its place, best first.
+
+    `logprob` is None for the first token of a prompt, which nothing foretells.
+    """
 
     token: int
-    logprob: float
+    logprob: float | None
     top: tuple[tuple[int, float], ...] = ()
 
 

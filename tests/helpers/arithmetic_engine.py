@@ -19,7 +19,7 @@ from transport.types import DeviceFacts, TensorSpec
 from vramancer_cli.engine.block_tables import BlockTables, PlacedRow
 from vramancer_cli.errors import OverLimitError
 from vramancer_cli.models.facts import ModelFacts
-from vramancer_cli.models.sampling import Draw
+from vramancer_cli.models.readout import Readout, RowOutput, TokenScore
 
 MODULUS = (1 << 31) - 1
 VOCABULARY = 1000
@@ -59,6 +59,18 @@ def answer(prompt: Sequence[int], count: int, layers: int = 6) -> list[int]:
         passed = len(tokens)
         tokens.append(row % VOCABULARY)
     return tokens[len(prompt) :]
+
+
+def final_rows(tokens: Sequence[int], layers: int = 6) -> list[int]:
+    """What the last layer makes of each token, computed without any cluster."""
+    values = [layer + 1 for layer in range(layers)]
+    rows: list[int] = []
+    for token in tokens:
+        row = token + 1
+        for layer in range(layers):
+            row = values[layer] = mix(values[layer], row)
+        rows.append(row)
+    return rows
 
 
 class ArithmeticStage:
@@ -116,13 +128,26 @@ class ArithmeticEnds:
     def embed(self, token_ids: Sequence[int]) -> list[int]:
         return [token + 1 for token in token_ids]
 
-    def sample(self, rows: list[int], draws: Sequence[Draw]) -> list[int]:
-        assert len(rows) == len(draws)
-        return [row % VOCABULARY for row in rows]
+    def read(self, rows: list[int], readouts: Sequence[Readout]) -> list[RowOutput]:
+        """A token is its row; its log-probability is minus its number, and a sum of outputs is their sum."""
+        assert len(rows) == sum(readout.outputs for readout in readouts)
+        left = iter(rows)
+        return [_read([next(left) for _ in range(readout.outputs)], readout) for readout in readouts]
 
     def close(self) -> None:
         self._engine.used_bytes -= self.bytes
         self.bytes = 0
+
+
+def _read(rows: list[int], readout: Readout) -> RowOutput:
+    token = rows[-1] % VOCABULARY if readout.draw else None
+    scored = readout.draw is not None and readout.draw.sampling.top_logprobs is not None
+    return RowOutput(
+        token,
+        TokenScore(token, -float(token)) if token is not None and scored else None,
+        tuple(TokenScore(target, -float(row % VOCABULARY)) for row, target in zip(rows, readout.targets, strict=False)),
+        (float(sum(rows)),) if readout.pooled else (),
+    )
 
 
 class ArithmeticEngine:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 from transport.messages import Step
 from vramancer_cli.errors import IntegrityError, InvalidRequestError, VramancerError
+from vramancer_cli.models.readout import NO_READING, PromptReading, Readout
 from vramancer_cli.models.sampling import Draw, Sampling
 from vramancer_cli.scheduling.allocator import CacheAllocator
 from vramancer_cli.scheduling.roster import Roster
@@ -38,13 +39,22 @@ class StepMismatchError(VramancerError):
 class Scheduled:
     """A step, and what the head needs beside it.
 
-    In row order: `token_ids`, one per row token; `draws` and `sampled` (sequence ids), one per sampled row.
+    In row order: `token_ids`, one per row token; `readouts`, one per row with outputs.
     """
 
     step: Step
     token_ids: tuple[int, ...]
-    draws: tuple[Draw, ...]
-    sampled: tuple[int, ...]
+    readouts: tuple[Readout, ...]
+
+    @property
+    def draws(self) -> tuple[Draw, ...]:
+        """One per sampled row."""
+        return tuple(readout.draw for readout in self.readouts if readout.draw is not None)
+
+    @property
+    def sampled(self) -> tuple[int, ...]:
+        """The sequences that are sampled."""
+        return tuple(readout.sequence for readout in self.readouts if readout.draw is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +72,7 @@ class _Share:
 
     sequence: Sequence
     count: int
+    sampled: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,21 +152,20 @@ class Scheduler:
         sampling: Sampling,
         max_tokens: int,
         stop_token_ids: frozenset[int],
+        reading: PromptReading = NO_READING,
         *,
         priority: int = 0,
-        reuses: bool = True,
     ) -> None:
-        """Queue a request. Raises InvalidRequestError, QueueFullError; ValueError for an id that is in use.
+        """Queue a request; one with a `reading` may have max_tokens 0. A higher `priority` goes before a lower one.
 
-        A higher `priority` goes before a lower one. Sequences with one prompt, added together, compute it once: so the
-        answers of one request are forked. With `reuses` False every token of the prompt runs, for those who want its
-        outputs.
+        Sequences with one prompt, added together, compute it once: so the answers of one request are forked.
+        Raises InvalidRequestError, QueueFullError; ValueError for an id that is in use.
         """
         if self._roster.find(sequence_id) is not None:
             raise ValueError(f"Sequence {sequence_id} is here already.")
-        self._check_size(prompt, max_tokens)
+        self._check_size(prompt, max_tokens, least=1 if reading == NO_READING else 0)
         arrival = self._next_arrival
-        sequence = Sequence(sequence_id, prompt, sampling, max_tokens, stop_token_ids, arrival, priority, reuses)
+        sequence = Sequence(sequence_id, prompt, sampling, max_tokens, stop_token_ids, arrival, reading, priority)
         self._roster.queue(sequence)
         self._next_arrival += 1
 
@@ -192,13 +202,13 @@ class Scheduler:
         flight = self._in_flight.get(step.number)
         if flight is None or flight.step != step:
             raise StepMismatchError(f"Step {step.number} of epoch {step.epoch} is not in flight.")
-        if len(tokens) != step.output_count:
-            raise StepMismatchError(f"Step {step.number} samples {step.output_count} rows, {len(tokens)} tokens came.")
+        sampled = sum(share.sampled for share in flight.shares)
+        if len(tokens) != sampled:
+            raise StepMismatchError(f"Step {step.number} samples {sampled} rows, {len(tokens)} tokens came.")
         del self._in_flight[step.number]
         self._last_step_s = now - flight.started_s
         results = iter(tokens)
-        token_of = [next(results) if row.outputs else None for row in step.rows]
-        emitted = (self._land(share, token) for share, token in zip(flight.shares, token_of, strict=True))
+        emitted = [self._land(share, next(results) if share.sampled else None) for share in flight.shares]
         return tuple(item for item in emitted if item is not None)
 
     def check_integrity(self) -> None:
@@ -233,7 +243,8 @@ class Scheduler:
         sequence.in_flight = True  # from here on nobody may take its blocks
         sequence.last_turn = self._next_turn
         self._next_turn += 1
-        return _Share(sequence, count)
+        last = count == sequence.uncached_tokens
+        return _Share(sequence, count, sampled=last and sequence.max_tokens > 0)
 
     def _decode_budget(self) -> int:
         begun = any(sequence.uncached_tokens > 1 for sequence in self._roster.grounded())
@@ -244,30 +255,33 @@ class Scheduler:
         number = self._next_number
         self._next_number += 1
         token_ids = tuple(token for share in shares for token in share.sequence.next_tokens(share.count))
+        readouts = [share.sequence.next_readout(share.count) for share in shares]
         copies = tuple(copy for share in shares for copy in share.sequence.copies)
         rows = tuple(share.sequence.launch(share.count) for share in shares)
-        sampled = [share.sequence for share, row in zip(shares, rows, strict=True) if row.outputs]
         step = Step(epoch=self._epoch, number=number, rows=rows, ended=self._roster.take_ended(), copies=copies)
         self._in_flight[number] = _Flight(step, shares, now)
-        return Scheduled(step, token_ids, tuple(s.next_draw for s in sampled), tuple(s.id for s in sampled))
+        return Scheduled(step, token_ids, tuple(readout for readout in readouts if readout))
 
     def _land(self, share: _Share, token: int | None) -> Emitted | None:
         sequence = share.sequence
         if self._roster.running.get(sequence.id) is not sequence:
             return None  # aborted while in flight
         self._roster.land(sequence, share.count)
-        if token is None:
+        if token is not None:
+            finish_reason = sequence.accept(token)
+        elif sequence.uncached_tokens:
             return None
-        finish_reason = sequence.accept(token)
+        else:
+            finish_reason = "length"  # its prompt was read, and that was all
         if finish_reason is not None:
             self._roster.remove(sequence)
-        return Emitted(sequence.id, () if finish_reason == "stop" else (token,), finish_reason)
+        return Emitted(sequence.id, () if token is None or finish_reason == "stop" else (token,), finish_reason)
 
-    def _check_size(self, prompt: tuple[int, ...], max_tokens: int) -> None:
+    def _check_size(self, prompt: tuple[int, ...], max_tokens: int, *, least: int) -> None:
         if not prompt:
             raise InvalidRequestError("The prompt is empty.", param="prompt")
-        if max_tokens < 1:
-            raise InvalidRequestError("max_tokens must be at least 1.", param="max_tokens")
+        if max_tokens < least:
+            raise InvalidRequestError(f"max_tokens must be at least {least}.", param="max_tokens")
         if len(prompt) + max_tokens > self._allocator.capacity_tokens:
             raise InvalidRequestError(
                 f"The prompt ({len(prompt)} tokens) and max_tokens ({max_tokens}) need more than the"

@@ -8,26 +8,40 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Final
 
 import torch
 
-from vramancer_cli.engine.attention import Options, attend_sequence
+from vramancer_cli.engine.attention import Options, attend_parts, attend_sequence, reads_parts
 from vramancer_cli.engine.block_tables import PlacedRow
 from vramancer_cli.engine.kv_cache import KvPool
+
+PART_TOKENS: Final = 2048
+"""A token's attention reads longer contexts part by part, so that only parts whose blocks lie scattered are copied."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where `tokens` tokens lie: `where` is the first of consecutive slots, else block ids, [n] int64 on the device."""
+
+    tokens: int
+    where: int | torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
     """A row's place in the batch: tokens [first, first + count); its sequence's K and V: the first `end` tokens.
 
-    `where` is the first slot of a consecutive table, else the table's block ids, [n] int64 on the device.
+    `whole` is where all of them lie, `parts` the same cut into PART_TOKENS each; `parts` is empty unless there are
+    several and the row has one token.
     """
 
     first: int
     count: int
     start: int
     end: int
-    where: int | torch.Tensor
+    whole: Place
+    parts: tuple[Place, ...]
 
 
 class Batch:
@@ -55,12 +69,17 @@ class Batch:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _attend_span(self, layer: int, span: Span, query: torch.Tensor, options: Options) -> torch.Tensor:
-        if isinstance(span.where, int):
-            key, value = self._pool.view(layer, span.where, span.end)
-        else:
-            key, value = self._pool.gather(layer, span.where, span.end)
         own = query.narrow(1, span.first, span.count)
+        if span.parts and reads_parts(own, *self._pool.sizes(layer), options):
+            parts = (self._read(layer, part) for part in span.parts)
+            return attend_parts(own, parts, options).transpose(0, 1)
+        key, value = self._read(layer, span.whole)
         return attend_sequence(own, key, value, span.start, options).transpose(0, 1)
+
+    def _read(self, layer: int, place: Place) -> tuple[torch.Tensor, torch.Tensor]:
+        if isinstance(place.where, int):
+            return self._pool.view(layer, place.where, place.tokens)
+        return self._pool.gather(layer, place.where, place.tokens)
 
 
 def _slots(row: PlacedRow, block_tokens: int) -> list[int]:
@@ -80,13 +99,23 @@ def _spans(rows: Sequence[PlacedRow], block_tokens: int, device: torch.device) -
     first = 0
     for row in rows:
         count = row.end - row.start
-        spans.append(Span(first, count, row.start, row.end, _where(row, block_tokens, device)))
+        whole = _place(row, 0, row.end, block_tokens, device)
+        spans.append(Span(first, count, row.start, row.end, whole, _parts(row, block_tokens, device)))
         first += count
     return spans
 
 
-def _where(row: PlacedRow, block_tokens: int, device: torch.device) -> int | torch.Tensor:
-    if row.consecutive:
-        return row.blocks[0] * block_tokens
-    used = row.blocks[: -(-row.end // block_tokens)]
-    return torch.tensor(used, dtype=torch.int64).to(device)
+def _parts(row: PlacedRow, block_tokens: int, device: torch.device) -> tuple[Place, ...]:
+    if row.end - row.start > 1 or row.end <= PART_TOKENS:
+        return ()
+    size = max(1, PART_TOKENS // block_tokens) * block_tokens
+    ends = [*range(size, row.end, size), row.end]
+    return tuple(_place(row, start, end, block_tokens, device) for start, end in zip([0, *ends], ends, strict=False))
+
+
+def _place(row: PlacedRow, start: int, end: int, block_tokens: int, device: torch.device) -> Place:
+    """Where tokens [start, end) lie; `start` begins a block."""
+    used = row.blocks[start // block_tokens : -(-end // block_tokens)]
+    if row.consecutive or used == tuple(range(used[0], used[0] + len(used))):
+        return Place(end - start, used[0] * block_tokens)
+    return Place(end - start, torch.tensor(used, dtype=torch.int64).to(device))

@@ -38,6 +38,10 @@ class KvPool:
         self._flat_keys = {layer: tensor.flatten(0, 1) for layer, tensor in self.keys.items()}
         self._flat_values = {layer: tensor.flatten(0, 1) for layer, tensor in self.values.items()}
 
+    def sizes(self, layer: int) -> tuple[int, int]:
+        """Of a key and of a value."""
+        return self.keys[layer].shape[-1], self.values[layer].shape[-1]
+
     def write(self, layer: int, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         """Put key and value [kv_heads, T, size] into the slots [T] (int64, no slot twice)."""
         self._flat_keys[layer].index_copy_(0, slots, key.transpose(0, 1))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vramancer_cli.engine.attention import Options, attend_sequence
-from vramancer_cli.engine.batch import Batch
+from vramancer_cli.engine.batch import PART_TOKENS, Batch, Place
 from vramancer_cli.engine.block_tables import PlacedRow
 from vramancer_cli.engine.kv_cache import KvPool
 from vramancer_cli.engine.trace import KvShape
@@ -33,11 +33,12 @@ def test_positions_slots_and_outputs(pool: KvPool):
 
 def test_spans_say_where_each_sequence_lies(pool: KvPool):
     chunk, scattered, fresh = Batch([CHUNK, SCATTERED, FRESH], pool, CPU).spans
-    assert (chunk.first, chunk.count, chunk.start, chunk.end, chunk.where) == (0, 3, 2, 5, 4)
+    assert (chunk.first, chunk.count, chunk.start, chunk.end, chunk.whole) == (0, 3, 2, 5, Place(5, 4))
     assert (scattered.first, scattered.count) == (3, 2)
-    assert torch.is_tensor(scattered.where)
-    assert scattered.where.tolist() == [7, 0]
-    assert (fresh.first, fresh.where) == (5, 20)
+    assert torch.is_tensor(scattered.whole.where)
+    assert (scattered.whole.tokens, scattered.whole.where.tolist()) == (6, [7, 0])
+    assert (fresh.first, fresh.whole) == (5, Place(1, 20))
+    assert chunk.parts == scattered.parts == fresh.parts == ()
 
 
 def test_a_row_does_not_feel_its_neighbours(pool: KvPool):
@@ -60,3 +61,28 @@ def test_a_scattered_table_gives_what_a_consecutive_one_gives():
         Batch([first], pool, CPU).attend(0, query[:, :5], key[:, :5], value[:, :5], Options())
         outputs.append(Batch([second], pool, CPU).attend(0, query[:, 5:], key[:, 5:], value[:, 5:], Options()))
     assert torch.equal(*outputs)
+
+
+def test_a_long_context_is_read_in_parts_and_gives_the_same_wherever_it_lies():
+    size, tokens = 16, 2 * PART_TOKENS + 300
+    count = -(-tokens // size)
+    consecutive, shared = tuple(range(count)), (*range(count, count + 200), *range(200, count))
+    scattered = tuple(range(0, 2 * count, 2))
+    pool = KvPool({0: KvShape(2, 8, 8)}, 2 * count, size, torch.float32, CPU)
+    key, value, query = torch.randn(2, tokens, 8), torch.randn(2, tokens, 8), torch.randn(4, 1, 8)
+    outputs: list[torch.Tensor] = []
+    for blocks in (consecutive, shared, scattered):
+        row = PlacedRow(0, tokens, blocks, blocks == consecutive, outputs=0)
+        pool.write(0, Batch([row], pool, CPU).slots, key, value)
+        batch = Batch([PlacedRow(tokens - 1, tokens, blocks, blocks == consecutive, outputs=1)], pool, CPU)
+        outputs.append(batch.attend(0, query, key[:, -1:], value[:, -1:], Options()))
+        places = [part.where for part in batch.spans[0].parts]
+        assert sum(part.tokens for part in batch.spans[0].parts) == tokens
+        assert [torch.is_tensor(where) for where in places] == [
+            blocks == scattered or (blocks == shared and part == 1) for part in range(3)
+        ]
+    whole = attend_sequence(query, key, value, tokens - 1, Options()).transpose(0, 1)
+    assert torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[0], outputs[2])
+    torch.testing.assert_close(outputs[0], whole, atol=1e-6, rtol=0)
+    windowed = Batch([row], pool, CPU)
+    assert windowed.spans[0].parts == (), "a chunk of a prompt is read whole"

@@ -92,8 +92,9 @@ class BlockTables:
         targets: set[int] = set()
         for copy in copies:
             exists = copy.group == 0 and self._blocks.exists(copy.source) and self._blocks.exists(copy.target)
-            free = exists and not self._blocks.holders(copy.target) and copy.target not in targets | sources
-            if not free or not self._blocks.written_tokens(copy.source):
+            free = exists and not self._blocks.holders(copy.target)
+            clash = copy.target in targets or copy.target in sources
+            if not free or clash or not self._blocks.written_tokens(copy.source):
                 raise RemoteProtocolError(f"The step copies what cannot be copied: {copy}.")
             targets.add(copy.target)
             self._blocks.write(copy.target, self._blocks.written_tokens(copy.source))

@@ -32,7 +32,6 @@ class KvPool:
             return torch.empty(block_count, block_tokens, heads, size, dtype=dtype, device=device)
 
         self.block_tokens = block_tokens
-        self._device = device
         self.keys = {layer: empty(shape.heads, shape.key_size) for layer, shape in shapes.items()}
         self.values = {layer: empty(shape.heads, shape.value_size) for layer, shape in shapes.items()}
         self._flat_keys = {layer: tensor.flatten(0, 1) for layer, tensor in self.keys.items()}
@@ -48,11 +47,10 @@ class KvPool:
         self._flat_values[layer].index_copy_(0, slots, value.transpose(0, 1))
 
     def copy(self, copies: Sequence[BlockCopy]) -> None:
-        """Copy whole blocks; no target is another one's source."""
-        sources = torch.tensor([copy.source for copy in copies], device=self._device)
-        targets = torch.tensor([copy.target for copy in copies], device=self._device)
+        """Copy whole blocks, one after the other: no target is another one's source."""
         for tensor in (*self.keys.values(), *self.values.values()):
-            tensor.index_copy_(0, targets, tensor.index_select(0, sources))
+            for copy in copies:
+                tensor[copy.target].copy_(tensor[copy.source])
 
     def clear(self) -> None:
         """Free all memory at once, whoever still refers to the pool."""

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from transport.messages import BlockCopy
 from vramancer_cli.engine.kv_cache import KvPool, gather_bytes, pool_bytes
 from vramancer_cli.engine.trace import KvShape
 
@@ -32,6 +33,16 @@ def test_gathered_blocks_come_in_table_order(pool: KvPool):
     got = pool.gather(2, torch.tensor([5, 0]), 6)
     assert torch.equal(got[0], key)
     assert torch.equal(got[1], value)
+
+
+def test_blocks_are_copied_whole(pool: KvPool):
+    for tensor in (pool.keys[2], pool.values[2]):
+        tensor.normal_()
+    before = {layer: tensor.clone() for layer, tensor in pool.keys.items()}
+    pool.copy((BlockCopy(0, 5, 0), BlockCopy(0, 5, 3)))
+    assert torch.equal(pool.keys[2][[0, 3]], before[2][[5, 5]])
+    assert torch.equal(pool.values[2][0], pool.values[2][5])
+    assert torch.equal(pool.keys[2][[1, 2, 4, 5]], before[2][[1, 2, 4, 5]])
 
 
 def test_the_bytes_counted_are_the_bytes_taken(pool: KvPool):

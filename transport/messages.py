@@ -34,8 +34,10 @@ class StepRow(msgspec.Struct, frozen=True, array_like=True):
 
     The sequence has `start` tokens in its KV cache; this step adds `count` more. `blocks[g]` are block ids newly
     given in cache group g, to be placed in the block table from index `first_block[g]` on; a `first_block` of 0
-    replaces the whole table. `outputs`: of how many of the row's last tokens the last stage sends back the final hidden
-    states: 0 none, 1 the one that is sampled from, more for prompt log-probabilities and embeddings; at most `count`.
+    replaces the whole table. Group 0 holds every token's keys and values. Group 1 exists where the plan has state
+    slots: its table is one slot, the sequence's recurrent state, which is empty at `start` 0. `outputs`: of how many
+    of the row's last tokens the last stage sends back the final hidden states: 0 none, 1 the one that is sampled from,
+    more for prompt log-probabilities and embeddings; at most `count`.
     """
 
     sequence: Natural
@@ -46,12 +48,20 @@ class StepRow(msgspec.Struct, frozen=True, array_like=True):
     outputs: Natural
 
 
+class BlockCopy(msgspec.Struct, frozen=True, array_like=True):
+    """All that block `source` of a cache group holds is copied to block `target`, which no sequence has."""
+
+    group: Natural
+    source: Natural
+    target: Natural
+
+
 class Step(msgspec.Struct, frozen=True, array_like=True):
     """One pass of a ragged batch through all stages. The same value for a local and a remote stage.
 
     Executed by (epoch, number), numbers counting from 0 without gaps in each epoch. `ended` are sequences whose
-    block tables the stages drop before executing `rows`; a step may have no rows. `token_ids` is empty unless the
-    plan says that stages need token ids (one per row token, in row order).
+    block tables the stages drop first; then they make `copies`, then they execute `rows`. A step may have no rows.
+    `token_ids` is empty unless the plan says that stages need token ids (one per row token, in row order).
     """
 
     epoch: Natural
@@ -60,6 +70,7 @@ class Step(msgspec.Struct, frozen=True, array_like=True):
     ended: tuple[Natural, ...] = ()
     output: Literal["rows", "tokens"] = "rows"
     token_ids: tuple[Natural, ...] = ()
+    copies: tuple[BlockCopy, ...] = ()
 
     @property
     def token_count(self) -> int:
@@ -101,7 +112,9 @@ class Plan(msgspec.Struct, frozen=True):
     """Who holds which layers. Stages are in pipeline order and cover all layers exactly once, none empty.
 
     `ends` is the node with embedding, final norm, output head and sampler (`ends_bytes` there, beside its stage).
-    `block_count` blocks of `block_tokens` tokens exist in each cache group on every stage.
+    `block_count` blocks of `block_tokens` tokens exist in cache group 0 on every stage, and `state_slots` recurrent
+    states of one sequence each in group 1: 0 for a model without, whose steps name one group only. A stage's
+    `kv_bytes` pay for both.
     """
 
     epoch: Natural
@@ -114,6 +127,7 @@ class Plan(msgspec.Struct, frozen=True):
     ends: NodeId
     ends_bytes: Natural
     stages: tuple[StagePlan, ...]
+    state_slots: Natural = 0
     reasons: dict[NodeId, str] = {}
 
 

@@ -75,7 +75,7 @@ class EngineBench:
         while True:
             while joined < len(asks) and step >= joined * joins_every:
                 ask = asks[joined]
-                scheduler.add(joined, ask.prompt, ask.sampling, ask.max_tokens, ask.stops, ask.reading)
+                scheduler.add(joined, ask.prompt, ask.sampling, ask.max_tokens, ask.stops, reading=ask.reading)
                 joined += 1
             scheduled = scheduler.schedule(float(step))
             step += 1

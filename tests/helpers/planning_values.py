@@ -25,6 +25,7 @@ def model_facts(
     *,
     ends: int = 2000,
     kv: tuple[int, ...] | None = None,
+    state: tuple[int, ...] = (),
     workspace: int = 1,
     context_tokens: int = 4096,
     checkpoint_dtype: str = "bfloat16",
@@ -42,6 +43,7 @@ def model_facts(
         ends_parameters=ends,
         kv_elements_per_token=(2,) * len(layers) if kv is None else kv,
         workspace_elements_per_token=workspace,
+        state_elements_per_sequence=state,
     )
 
 
@@ -70,7 +72,8 @@ def models(draw: st.DrawFn, *, equal_layers: bool = False) -> ModelFacts:
     layers = (draw(size),) * count if equal_layers else tuple(draw(st.lists(size, min_size=count, max_size=count)))
     per_token = (draw(kv),) * count if equal_layers else tuple(draw(st.lists(kv, min_size=count, max_size=count)))
     workspace = draw(st.integers(0, 3))
-    return model_facts(layers, ends=draw(st.integers(0, 500)), kv=per_token, workspace=workspace)
+    state = draw(st.sampled_from(((), (0,) * count, (draw(st.integers(1, 300)),) * count)))
+    return model_facts(layers, ends=draw(st.integers(0, 500)), kv=per_token, state=state, workspace=workspace)
 
 
 @st.composite

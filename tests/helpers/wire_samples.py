@@ -12,6 +12,7 @@ from transport.messages import (
     Activation,
     Assign,
     AssignRefused,
+    BlockCopy,
     Goodbye,
     Hello,
     Join,
@@ -54,6 +55,7 @@ PLAN: Final = Plan(
     max_step_tokens=256,
     ends=ELM,
     ends_bytes=1 << 20,
+    state_slots=4,
     stages=(
         StagePlan(ELM, CPU, LayerRange(0, 3), 3 << 20, 2 << 20, 1 << 20),
         StagePlan(OAK, CUDA, LayerRange(3, 8), 5 << 20, 4 << 20, 1 << 20),
@@ -66,6 +68,7 @@ STEP: Final = Step(
     rows=(StepRow(11, 0, 2, (0,), ((4, 5),), 0), StepRow(12, 40, 1, (2,), ((),), 1)),
     ended=(9, 10),
     token_ids=(1, 2, 3),
+    copies=(BlockCopy(0, 4, 6),),
 )
 
 

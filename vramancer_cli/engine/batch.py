@@ -12,7 +12,8 @@ from itertools import accumulate
 import torch
 
 from vramancer_cli.engine.attention import Options, attend_sequence
-from vramancer_cli.engine.kv_cache import KvPool, PlacedRow
+from vramancer_cli.engine.block_tables import PlacedRow
+from vramancer_cli.engine.kv_cache import KvPool
 
 
 @dataclass(frozen=True, slots=True)

@@ -162,6 +162,7 @@ class _Session:
             block_count=plan.block_count,
             block_tokens=plan.block_tokens,
             max_step_tokens=plan.max_step_tokens,
+            state_slots=plan.state_slots,
             max_running=MAX_RUNNING,
             max_waiting=MAX_WAITING,
             max_in_flight=len(plan.stages),
@@ -192,7 +193,7 @@ class _Session:
     def _add(self, sequence: int, choice: int, request: GenerationRequest, reading: PromptReading) -> None:
         sampling = replace(request.sampling, seed=request.sampling.seed + choice)
         stops = request.stop_token_ids
-        self.scheduler.add(sequence, request.prompt, sampling, request.max_tokens, stops, reading)
+        self.scheduler.add(sequence, request.prompt, sampling, request.max_tokens, stops, reading=reading)
 
     def abort(self, answers: _Answers) -> None:
         for sequence in tuple(answers.left):

@@ -5,7 +5,8 @@ import torch
 
 from vramancer_cli.engine.attention import Options, attend_sequence
 from vramancer_cli.engine.batch import Batch
-from vramancer_cli.engine.kv_cache import KvPool, PlacedRow
+from vramancer_cli.engine.block_tables import PlacedRow
+from vramancer_cli.engine.kv_cache import KvPool
 from vramancer_cli.engine.trace import KvShape
 
 CPU = torch.device("cpu")

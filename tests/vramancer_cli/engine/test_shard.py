@@ -9,8 +9,9 @@ from transformers import AutoModelForCausalLM
 from tests.helpers.stepping import no_progress
 from transport.types import LayerRange
 from vramancer_cli.engine.batch import Batch
+from vramancer_cli.engine.block_tables import PlacedRow
 from vramancer_cli.engine.checkpoint import open_checkpoint
-from vramancer_cli.engine.kv_cache import KvPool, PlacedRow
+from vramancer_cli.engine.kv_cache import KvPool
 from vramancer_cli.engine.shard import Shard
 from vramancer_cli.engine.trace import KvShape
 from vramancer_cli.errors import ModelError

@@ -18,7 +18,7 @@ def scheduler(**changes: int) -> Scheduler:
 
 
 def add(s: Scheduler, sequence: int, prompt_tokens: int = 3, max_tokens: int = 8, stops: tuple[int, ...] = ()) -> None:
-    prompt = tuple(range(prompt_tokens))
+    prompt = tuple(range(100 * sequence, 100 * sequence + prompt_tokens))
     s.add(sequence, prompt, Sampling(seed=sequence), max_tokens, frozenset(stops))
 
 
@@ -46,7 +46,7 @@ def test_a_request_from_first_to_last_token() -> None:
     first = start(s)
     assert (first.step.epoch, first.step.number, first.step.ended) == (3, 0, ())
     assert first.step.rows == (StepRow(7, 0, 3, (0,), ((0,),), outputs=1),)
-    assert (first.token_ids, first.sampled) == ((0, 1, 2), (7,))
+    assert (first.token_ids, first.sampled) == ((700, 701, 702), (7,))
     assert first.draws == (Draw(Sampling(seed=7), 0),)
     assert finish(s, first, token=50) == (Emitted(7, (50,), None),)
     second = start(s)
@@ -183,7 +183,7 @@ def test_abort_of_a_waiting_or_unknown_sequence_tells_nobody() -> None:
 
 
 def test_preemption_recomputes_the_newest_and_repeats_nothing() -> None:
-    s = scheduler(block_count=5, block_tokens=2)
+    s = scheduler(block_count=5, block_tokens=2, prefix_cache=False)
     add(s, 1, prompt_tokens=3, max_tokens=6)
     add(s, 2, prompt_tokens=1, max_tokens=6)
     emitted: dict[int, list[int]] = {1: [], 2: []}
@@ -268,7 +268,7 @@ def test_a_prompt_that_is_computed_again_is_read_once() -> None:
     s = scheduler(block_count=6, block_tokens=2, max_step_tokens=2)
     prompt = (10, 11, 12, 13, 14, 15)
     s.add(1, (1, 2, 3), Sampling(), 8, frozenset())
-    s.add(2, prompt, Sampling(), 1, frozenset(), PromptReading(top_logprobs=4))
+    s.add(2, prompt, Sampling(), 1, frozenset(), reading=PromptReading(top_logprobs=4))
     targets: list[int] = []
     thrown_out = finished = False
     while (scheduled := s.schedule(0.0)) is not None:
@@ -287,7 +287,7 @@ def test_a_prompt_that_is_computed_again_is_read_once() -> None:
 @pytest.mark.parametrize(("pooling", "outputs"), [("mean", [2, 2, 1]), ("last", [0, 0, 1])])
 def test_a_prompt_may_be_pooled_and_nothing_is_drawn(pooling: Pooling, outputs: list[int]) -> None:
     s = scheduler(max_step_tokens=2)
-    s.add(1, (1, 2, 3, 4, 5), Sampling(), 0, frozenset(), PromptReading(pooling=pooling))
+    s.add(1, (1, 2, 3, 4, 5), Sampling(), 0, frozenset(), reading=PromptReading(pooling=pooling))
     for wanted in outputs:
         scheduled = s.schedule(0.0)
         assert scheduled is not None
@@ -297,3 +297,45 @@ def test_a_prompt_may_be_pooled_and_nothing_is_drawn(pooling: Pooling, outputs: 
     assert emitted == (Emitted(1, (), "length"),)
     flush = s.schedule(0.0)
     assert flush is not None and flush.step.ended == (1,)
+
+
+def test_answers_to_one_prompt_compute_it_once() -> None:
+    s = scheduler(prefix_cache=False)
+    for sequence in range(3):
+        s.add(sequence, tuple(range(7)), Sampling(seed=sequence), 4, frozenset())
+    first = start(s)
+    assert counts(first) == {0: 7}
+    finish(s, first)
+    second = start(s)
+    assert counts(second) == {0: 1, 1: 1, 2: 1}
+    assert second.token_ids == (50, 6, 6)
+    assert [row.start for row in second.step.rows] == [7, 6, 6]
+    assert [(copy.group, copy.source) for copy in second.step.copies] == [(0, 1), (0, 1)]
+    assert s.reused_tokens == 12
+    while not s.idle:
+        finish(s, second if second is not None else start(s))
+        second = None
+    s.check_integrity()
+
+
+def test_a_preempted_sequence_finds_what_is_left_of_its_blocks() -> None:
+    s = scheduler(block_count=8, block_tokens=2)
+    add(s, 1, prompt_tokens=5, max_tokens=7)
+    add(s, 2, prompt_tokens=5, max_tokens=7)
+    starts: list[int] = []
+    while not s.idle:
+        scheduled = start(s)
+        starts += [row.start for row in scheduled.step.rows if row.sequence == 2 and row.first_block == (0,)]
+        finish(s, scheduled)
+    assert len(starts) == 2 and starts[1] > 0
+    assert s.reused_tokens == starts[1]
+
+
+def test_a_higher_priority_goes_before_those_that_wait() -> None:
+    s = scheduler(max_running=1)
+    add(s, 1)
+    finish(s, start(s))
+    add(s, 2)
+    s.add(3, (1, 2), Sampling(), 2, frozenset(), priority=5)
+    s.abort(1)
+    assert list(counts(start(s))) == [3]

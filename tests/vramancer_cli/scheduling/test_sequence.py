@@ -59,3 +59,13 @@ def test_dropping_the_cache_keeps_tokens_and_the_draw() -> None:
     assert s.drop_cache() == (3, 1)
     assert (s.uncached_tokens, s.announced_blocks, s.blocks) == (7, 0, [])
     assert s.next_draw == Draw(SAMPLING, 2)
+
+
+def test_a_state_slot_is_announced_with_the_first_row_only() -> None:
+    s = sequence(state_slot=3)
+    s.blocks.extend((4, 5))
+    assert s.launch(3) == StepRow(7, 0, 3, (0, 0), ((4, 5), (3,)), outputs=0)
+    s.land(3)
+    assert s.launch(2) == StepRow(7, 3, 2, (2, 1), ((), ()), outputs=1)
+    s.drop_cache()
+    assert s.state_slot == -1

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.generation import logits_process as reference
 
-from vramancer_cli.engine.logits import NUCLEUS_TOKENS, process, shares
+from vramancer_cli.engine.logits import LOOK_FIRST_FROM_TOKENS, NUCLEUS_TOKENS, process, shares
 from vramancer_cli.models.sampling import Sampling, next_draw
 
 PROMPT = (3, 17, 17, 250, 999)
@@ -126,7 +126,7 @@ def test_what_is_cut_off_and_what_stays_is_that_of_transformers(sampling: Sampli
 
 
 def test_a_nucleus_wider_than_the_first_look_is_found_whole() -> None:
-    logits = random_logits(2, spread=0.1, vocabulary=4 * NUCLEUS_TOKENS)
+    logits = random_logits(2, spread=0.1, vocabulary=2 * LOOK_FIRST_FROM_TOKENS)
     narrow, wide = Sampling(top_p=0.01), Sampling(top_p=0.9)
     kept = shares(logits, [narrow, wide])
     assert torch.equal(kept[:1] > 0, warped(logits[:1], narrow) > 0)

@@ -120,7 +120,12 @@ async def _head(settings: NodeSettings, on_ready: OnReady) -> None:
         entrance = _Entrance(desk, authority, registrar)
         endpoint = await _endpoint(stack, settings, credentials, inbox.accept, inbox, entrance)
         generation = Generation(
-            chosen.facts.ref.name, chosen.folder, chosen.context_tokens, int(time.time()), inbox.activity
+            chosen.facts.ref.name,
+            chosen.folder,
+            chosen.context_tokens,
+            int(time.time()),
+            inbox.activity,
+            prefix_cache=settings.prefix_cache,
         )
         coordinator = inbox.coordinator = Coordinator(
             facts=_facts(settings, credentials, engine, endpoint.port),

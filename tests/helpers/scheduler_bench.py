@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass, field
 
 from tests.helpers.mirror_stage import VOCABULARY, MirrorStage, next_token
+from vramancer_cli.models.readout import NO_READING, PromptReading
 from vramancer_cli.models.sampling import Draw, Sampling
 from vramancer_cli.scheduling.scheduler import Scheduled, Scheduler
 
@@ -32,6 +33,8 @@ class Request:
     max_tokens: int
     stops: frozenset[int]
     priority: int = 0
+    reading: PromptReading = NO_READING
+    read: list[int] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     finish: str | None = None
     steps_without_row: int = 0
@@ -86,11 +89,10 @@ class Bench:
         max_tokens: int,
         stops: frozenset[int],
         priority: int = 0,
-        reuses: bool = True,
+        reading: PromptReading = NO_READING,
     ) -> Request:
-        request = Request(self._next_id, prompt, seed, max_tokens, stops, priority)
-        sampling = Sampling(seed=seed)
-        self.scheduler.add(request.id, prompt, sampling, max_tokens, stops, priority=priority, reuses=reuses)
+        request = Request(self._next_id, prompt, seed, max_tokens, stops, priority, reading)
+        self.scheduler.add(request.id, prompt, Sampling(seed=seed), max_tokens, stops, reading, priority=priority)
         self._next_id += 1
         self.live[request.id] = request
         for other in self.live.values():
@@ -160,7 +162,8 @@ class Bench:
         assert step.token_count == len(scheduled.token_ids) <= self.limits.max_step_tokens
         assert step.rows or step.ended
         assert self.scheduler.running <= min(self.limits.max_running, self.limits.state_slots or 1000)
-        assert scheduled.sampled == tuple(row.sequence for row in step.rows if row.outputs)
+        wanted = [(row.sequence, row.outputs) for row in step.rows if row.outputs]
+        assert wanted == [(readout.sequence, readout.outputs) for readout in scheduled.readouts]
         for sequence, draw in zip(scheduled.sampled, scheduled.draws, strict=True):
             request = self.live[sequence]
             assert draw == Draw(Sampling(seed=request.seed), len(request.tokens))
@@ -199,7 +202,12 @@ class Bench:
 
     def _commit(self) -> None:
         flight = self.in_flight.pop(0)
-        tokens = [next_token(h, d) for h, d in zip(flight.histories, flight.scheduled.draws, strict=True)]
+        tokens: list[int] = []
+        for history, readout in zip(flight.histories, flight.scheduled.readouts, strict=True):
+            if readout.sequence in self.live:
+                self.live[readout.sequence].read.extend(readout.targets)
+            if readout.draw is not None:
+                tokens.append(next_token(history, readout.draw))
         emitted = self.scheduler.commit(flight.scheduled.step, tokens, self.now)
         self._check_integrity()
         assert len({item.sequence for item in emitted}) == len(emitted)
@@ -208,6 +216,7 @@ class Bench:
             request.tokens.extend(item.token_ids)
             if item.finish_reason is not None:
                 assert (request.tokens, item.finish_reason) == request.alone()
+                assert tuple(request.read) == (request.prompt[1:] if request.reading != NO_READING else ())
                 del self.live[item.sequence]
                 self.done.append(request)
 
@@ -240,9 +249,11 @@ class RandomRequests:
         """Raises QueueFullError."""
         rng, prompt = self._rng, self._prompt()
         stops = frozenset(rng.sample(range(VOCABULARY), rng.choice((0, 0, 1, 3))))
-        priority, reuses = rng.choice(self._priorities), rng.random() < 0.9
+        priority = rng.choice(self._priorities)
+        reading = PromptReading(top_logprobs=2) if rng.random() < 0.1 else NO_READING
         for _ in range(rng.choice((1, 1, 2, 4))):
-            self._bench.arrive(prompt, rng.randrange(1000), rng.randint(1, 24), stops, priority, reuses)
+            self._bench.arrive(prompt, rng.randrange(1000), rng.randint(1, 24), stops, priority, reading)
+            reading = NO_READING
 
     def _prompt(self) -> tuple[int, ...]:
         rng = self._rng

@@ -54,6 +54,7 @@ class PagedStage:
         if step.copies:
             pool.copy(step.copies)
         if not rows:
+            self._tables.check_integrity()  # the pipeline is idle: nobody waits for it
             return hidden
         with torch.inference_mode():
             batch = Batch(rows, pool, self._device)

@@ -36,13 +36,23 @@ class StepDeadlineError(VramancerError):
 class Generation:
     """A Deployment (see contracts). All methods on the event loop."""
 
-    def __init__(self, name: str, folder: Path, context_tokens: int, created_s: int, on_activity: Callable[[], None]):
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        context_tokens: int,
+        created_s: int,
+        on_activity: Callable[[], None],
+        *,
+        prefix_cache: bool = True,
+    ) -> None:
         self.name = name
         self.folder = folder
         self.context_tokens = context_tokens
         self.created_s = created_s
         self.rate = TokenRate()
         self._on_activity = on_activity
+        self._prefix_cache = prefix_cache
         self._session: _Session | None = None
         self._reason = "The model is not loaded yet."
         self._next_sequence = 0
@@ -57,7 +67,7 @@ class Generation:
 
     def serve(self, plan: Plan, pipeline: Pipeline, on_broken: Broken) -> None:
         """Take requests with this plan from now on."""
-        self._session = _Session(plan, pipeline, self.rate, on_broken)
+        self._session = _Session(plan, pipeline, self.rate, on_broken, self._prefix_cache)
 
     async def stop(self, error: VramancerError) -> None:
         """End every running and waiting request with `error`; refuse new ones with its sentence."""
@@ -156,13 +166,14 @@ class _Flight:
 class _Session:
     """One epoch of generation: a scheduler, a pipeline, and the task that drives them."""
 
-    def __init__(self, plan: Plan, pipeline: Pipeline, rate: TokenRate, on_broken: Broken) -> None:
+    def __init__(self, plan: Plan, pipeline: Pipeline, rate: TokenRate, on_broken: Broken, prefix_cache: bool) -> None:
         self.scheduler = Scheduler(
             epoch=plan.epoch,
             block_count=plan.block_count,
             block_tokens=plan.block_tokens,
             max_step_tokens=plan.max_step_tokens,
             state_slots=plan.state_slots,
+            prefix_cache=prefix_cache,
             max_running=MAX_RUNNING,
             max_waiting=MAX_WAITING,
             max_in_flight=len(plan.stages),
@@ -237,6 +248,8 @@ class _Session:
         while True:
             self._land()
             self._launch()
+            if self.scheduler.idle:
+                self.scheduler.check_integrity()  # nobody waits for it now, and a new plan heals what it finds
             async with asyncio.timeout_at(self._in_flight[0].deadline_s if self._in_flight else None):
                 await self._wake.wait()
             self._wake.clear()

@@ -3,7 +3,8 @@
 What need not be computed again is found here, in two ways. A sequence whose first tokens were computed before shares
 the blocks that are still kept of them (the prefix cache). A sequence whose very prompt is running already, as the
 answers of one request are, is forked from it: it shares the full blocks too, and begins with a copy of the last,
-partial one. At least one token always runs, because nothing can be sampled without. A model with recurrent state shares
+partial one. At least one token always runs, because nothing can be sampled without, and every one whose output is
+wanted. A model with recurrent state shares
 nothing: its state stands after the last token only.
 
 Pure state; who is admitted and who must yield is the roster's business.
@@ -61,9 +62,9 @@ class CacheAllocator:
 
     def must_wait(self, sequence: Sequence, running: Iterable[Sequence]) -> bool:
         """Whether its prompt is just being computed by another one, so that it can be forked soon."""
-        if not self._may_share(sequence):
-            return False
         last = len(sequence.prompt) - 1
+        if self._states is not None or sequence.reusable_tokens < last:
+            return False
         return any(other.prompt_digest == sequence.prompt_digest and other.cached_tokens < last for other in running)
 
     def grow(self, sequence: Sequence) -> bool:
@@ -106,13 +107,10 @@ class CacheAllocator:
             if self._pool.users(block) != 1 or self._pool.is_kept(block):
                 raise IntegrityError(f"Sequence {sequence.id} would write into block {block}, which others may read.")
 
-    def _may_share(self, sequence: Sequence) -> bool:
-        return sequence.reuses and self._states is None
-
     def _find(self, sequence: Sequence, running: Iterable[Sequence]) -> _Found:
-        if not self._may_share(sequence):
+        most = sequence.reusable_tokens
+        if self._states is not None or not most:
             return _Found()
-        most = sequence.token_count - 1
         found = self._find_kept(sequence, most)
         for other in running:
             if other.prompt_digest == sequence.prompt_digest:

@@ -152,27 +152,21 @@ class Scheduler:
         sampling: Sampling,
         max_tokens: int,
         stop_token_ids: frozenset[int],
-        *,
         reading: PromptReading = NO_READING,
+        *,
         priority: int = 0,
-        reuses: bool = True,
     ) -> None:
-        """Queue a request. Raises InvalidRequestError, QueueFullError; ValueError for an id that is in use.
+        """Queue a request; one with a `reading` may have max_tokens 0. A higher `priority` goes before a lower one.
 
-        A higher `priority` goes before a lower one. Sequences with one prompt, added together, compute it once: so the
-        answers of one request are forked. With `reuses` False, or a `reading` of every token, all of the prompt runs.
-        With any `reading`, max_tokens may be 0.
+        Sequences with one prompt, added together, compute it once: so the answers of one request are forked.
+        Raises InvalidRequestError, QueueFullError; ValueError for an id that is in use.
         """
         if self._roster.find(sequence_id) is not None:
             raise ValueError(f"Sequence {sequence_id} is here already.")
         self._check_size(prompt, max_tokens, least=1 if reading == NO_READING else 0)
         arrival = self._next_arrival
-        reuses = reuses and not reading.every_token
-        self._roster.queue(
-            Sequence(
-                sequence_id, prompt, sampling, max_tokens, stop_token_ids, arrival, priority, reuses, reading=reading
-            )
-        )
+        sequence = Sequence(sequence_id, prompt, sampling, max_tokens, stop_token_ids, arrival, reading, priority)
+        self._roster.queue(sequence)
         self._next_arrival += 1
 
     def abort(self, sequence_id: int) -> None:

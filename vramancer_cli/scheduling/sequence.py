@@ -20,10 +20,9 @@ FinishReason = Literal["stop", "length"]
 class Sequence:
     """A prompt and what has been generated from it.
 
-    A higher `priority` goes first; within one a lower `arrival`, the older. `reuses`: what is cached of its first
-    tokens need not be computed again. `digests` stand for its full blocks, as far as anybody asked.
-    `blocks` is the block table, `copies` fill blocks of it before the next row, `announced_blocks` how
-    many of its entries the stages know. `state_slot` is its place among the recurrent states, -1 for none yet.
+    A higher `priority` goes first; within one a lower `arrival`, the older. `digests` stand for its full blocks, as far
+    as anybody asked. `blocks` is the block table, `copies` fill blocks of it before the next row, `announced_blocks`
+    how many of its entries the stages know. `state_slot` is its place among the recurrent states, -1 for none yet.
     `cached_tokens` are in the KV cache of every stage, by steps that came back.
     `read_tokens`: of so many tokens of the prompt came back what `reading` wants, and it is not asked for again when
     the sequence has to be computed again; with max_tokens 0 nothing follows the prompt.
@@ -36,9 +35,8 @@ class Sequence:
     max_tokens: int
     stop_token_ids: frozenset[int]
     arrival: int
-    priority: int = 0
-    reuses: bool = True
     reading: PromptReading = NO_READING
+    priority: int = 0
     generated: list[int] = field(default_factory=list[int])
     digests: list[bytes] = field(default_factory=list[bytes])
     blocks: list[int] = field(default_factory=list[int])
@@ -67,6 +65,12 @@ class Sequence:
     def uncached_tokens(self) -> int:
         """Tokens that must pass the stages before the next one can be sampled; never 0 between steps."""
         return self.token_count - self.cached_tokens
+
+    @property
+    def reusable_tokens(self) -> int:
+        """So many of its first tokens need not run if cached; the last one must, and those still to be read."""
+        unread = self.reading.every_token and self.read_tokens < len(self.prompt)
+        return self.read_tokens if unread else self.token_count - 1
 
     @property
     def next_draw(self) -> Draw:

@@ -13,12 +13,12 @@ from tests.helpers.arithmetic_engine import VOCABULARY, ArithmeticEnds, answer, 
 from tests.helpers.pipeline_bench import SMALL, WHOLE, PipelineBench
 from tests.helpers.simulated_cluster import node_id
 from tests.helpers.virtual_time import run
-from vramancer_cli.errors import InvalidRequestError, NodeLostError, NotReadyError, QueueFullError
+from vramancer_cli.errors import IntegrityError, InvalidRequestError, NodeLostError, NotReadyError, QueueFullError
 from vramancer_cli.models.readout import Readout, RowOutput, TokenScore
 from vramancer_cli.models.sampling import Sampling
 from vramancer_cli.runtime.contracts import EmbeddingRequest, Generated, GenerationRequest
 from vramancer_cli.runtime.generation import MAX_WAITING, STEP_DEADLINE_S, Generation, StepDeadlineError
-from vramancer_cli.scheduling.scheduler import StepMismatchError
+from vramancer_cli.scheduling.scheduler import Scheduler, StepMismatchError
 
 LOST = NodeLostError("'attic' was lost.", node="attic")
 
@@ -43,6 +43,11 @@ class GenerationBench:
 
     def _note_activity(self) -> None:
         self.activity.append((self.generation.running, self.generation.waiting))
+
+    @property
+    def scheduler(self) -> Scheduler:
+        assert self.generation._session is not None
+        return self.generation._session.scheduler
 
     def items(self, prompt: Sequence[int], count: int, stops: Sequence[int] = ()) -> AsyncGenerator[Generated, None]:
         question = GenerationRequest("r", tuple(prompt), Sampling(temperature=0.0), count, frozenset(stops))
@@ -80,6 +85,30 @@ def test_a_stop_token_ends_the_answer_and_is_not_in_it() -> None:
         async with GenerationBench(WHOLE) as bench:
             tokens = answer([1, 2], 5)
             assert await bench.ask([1, 2], 5, stops=[tokens[3]]) == tokens[:3]
+
+    quietly(scene())
+
+
+def test_what_was_asked_before_is_found_and_answered_alike() -> None:
+    async def scene() -> None:
+        async with GenerationBench(SMALL, SMALL, SMALL) as bench:
+            prompt = list(range(40))
+            for _ in range(2):
+                assert await bench.ask(prompt, 5) == answer(prompt, 5)
+            assert await bench.ask(prompt[:35], 5) == answer(prompt[:35], 5)
+            assert bench.scheduler.reused_tokens > 40
+            assert bench.broken == []
+
+    quietly(scene())
+
+
+def test_a_leaked_block_is_found_when_nobody_asks_any_more() -> None:
+    async def scene() -> None:
+        async with GenerationBench(WHOLE) as bench:
+            bench.scheduler._allocator._pool.take(1)
+            assert await bench.ask([1, 2], 2) == answer([1, 2], 2)
+            await asyncio.sleep(1)
+            assert [type(error) for error in bench.broken] == [IntegrityError]
 
     quietly(scene())
 

@@ -6,6 +6,7 @@ import pytest
 
 from transport.messages import BlockCopy
 from vramancer_cli.errors import IntegrityError
+from vramancer_cli.models.readout import NO_READING, PromptReading
 from vramancer_cli.models.sampling import Sampling
 from vramancer_cli.scheduling.allocator import CacheAllocator
 from vramancer_cli.scheduling.sequence import Sequence
@@ -18,8 +19,8 @@ def allocator(**changes: object) -> CacheAllocator:
     return CacheAllocator(**{**limits, **changes})  # type: ignore[arg-type]
 
 
-def sequence(number: int, prompt: tuple[int, ...] = PROMPT, *, reuses: bool = True) -> Sequence:
-    return Sequence(number, prompt, Sampling(), 8, frozenset(), number, reuses=reuses)
+def sequence(number: int, prompt: tuple[int, ...] = PROMPT, reading: PromptReading = NO_READING) -> Sequence:
+    return Sequence(number, prompt, Sampling(), 8, frozenset(), number, reading)
 
 
 def begun(a: CacheAllocator, s: Sequence, *running: Sequence) -> Sequence:
@@ -102,17 +103,24 @@ def test_who_has_the_same_prompt_waits_while_it_is_computed() -> None:
     a = allocator()
     first = begun(a, sequence(1))
     assert a.must_wait(sequence(2), (first,))
-    assert not a.must_wait(sequence(2, reuses=False), (first,))
+    assert not a.must_wait(sequence(2, reading=PromptReading(top_logprobs=0)), (first,))
     assert not a.must_wait(sequence(2, PROMPT[:9]), (first,))
     first.launch(9)
     first.land(9)
     assert not a.must_wait(sequence(2), (first,))
 
 
-def test_who_wants_every_token_to_run_shares_nothing() -> None:
+def test_tokens_that_are_to_be_read_run_and_those_read_before_do_not() -> None:
     a = allocator()
     first = computed(a, sequence(1))
-    assert begun(a, sequence(2, reuses=False), first).cached_tokens == 0
+    reader = begun(a, sequence(2, reading=PromptReading(pooling="mean")), first)
+    assert reader.cached_tokens == 0
+    reader.launch(6)
+    reader.land(6)
+    a.release(reader)
+    assert begun(a, reader, first).cached_tokens == 6
+    last = begun(a, sequence(3, reading=PromptReading(pooling="last")), first, reader)
+    assert last.cached_tokens == 9
 
 
 def test_a_model_with_state_shares_nothing() -> None:

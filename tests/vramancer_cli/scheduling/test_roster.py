@@ -19,7 +19,7 @@ def roster(block_count: int = 6, max_running: int = 4, max_waiting: int = 4, sta
 def queued(roster: Roster, arrival: int, prompt_tokens: int, priority: int = 0) -> Sequence:
     """Each with a prompt of its own, so that nothing is shared."""
     prompt = tuple(range(100 * arrival, 100 * arrival + prompt_tokens))
-    sequence = Sequence(100 + arrival, prompt, Sampling(), 8, frozenset(), arrival, priority)
+    sequence = Sequence(100 + arrival, prompt, Sampling(), 8, frozenset(), arrival, priority=priority)
     roster.queue(sequence)
     return sequence
 

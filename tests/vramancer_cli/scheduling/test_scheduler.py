@@ -264,41 +264,6 @@ def test_limits_that_could_not_make_progress_are_refused(limits: dict[str, int])
         scheduler(**limits)
 
 
-def test_a_prompt_that_is_computed_again_is_read_once() -> None:
-    s = scheduler(block_count=6, block_tokens=2, max_step_tokens=2)
-    prompt = (10, 11, 12, 13, 14, 15)
-    s.add(1, (1, 2, 3), Sampling(), 8, frozenset())
-    s.add(2, prompt, Sampling(), 1, frozenset(), reading=PromptReading(top_logprobs=4))
-    targets: list[int] = []
-    thrown_out = finished = False
-    while (scheduled := s.schedule(0.0)) is not None:
-        thrown_out |= 2 in scheduled.step.ended and not finished
-        for readout in scheduled.readouts:
-            if readout.sequence == 2:
-                assert readout.top_logprobs == 4 and len(readout.targets) <= readout.outputs
-                targets += readout.targets
-        emitted = s.commit(scheduled.step, [50] * len(scheduled.draws), 0.0)
-        finished |= any(item.sequence == 2 and item.finish_reason is not None for item in emitted)
-        s.check_integrity()
-    assert thrown_out and finished
-    assert tuple(targets) == prompt[1:]
-
-
-@pytest.mark.parametrize(("pooling", "outputs"), [("mean", [2, 2, 1]), ("last", [0, 0, 1])])
-def test_a_prompt_may_be_pooled_and_nothing_is_drawn(pooling: Pooling, outputs: list[int]) -> None:
-    s = scheduler(max_step_tokens=2)
-    s.add(1, (1, 2, 3, 4, 5), Sampling(), 0, frozenset(), reading=PromptReading(pooling=pooling))
-    for wanted in outputs:
-        scheduled = s.schedule(0.0)
-        assert scheduled is not None
-        assert [row.outputs for row in scheduled.step.rows] == [wanted]
-        assert [readout.pooled for readout in scheduled.readouts] == [True] * bool(wanted)
-        emitted = s.commit(scheduled.step, [], 0.0)
-    assert emitted == (Emitted(1, (), "length"),)
-    flush = s.schedule(0.0)
-    assert flush is not None and flush.step.ended == (1,)
-
-
 def test_answers_to_one_prompt_compute_it_once() -> None:
     s = scheduler(prefix_cache=False)
     for sequence in range(3):
@@ -339,3 +304,38 @@ def test_a_higher_priority_goes_before_those_that_wait() -> None:
     s.add(3, (1, 2), Sampling(), 2, frozenset(), priority=5)
     s.abort(1)
     assert list(counts(start(s))) == [3]
+
+
+def test_a_prompt_that_is_computed_again_is_read_once() -> None:
+    s = scheduler(block_count=6, block_tokens=2, max_step_tokens=2)
+    prompt = (10, 11, 12, 13, 14, 15)
+    s.add(1, (1, 2, 3), Sampling(), 8, frozenset())
+    s.add(2, prompt, Sampling(), 1, frozenset(), PromptReading(top_logprobs=4))
+    targets: list[int] = []
+    thrown_out = finished = False
+    while (scheduled := s.schedule(0.0)) is not None:
+        thrown_out |= 2 in scheduled.step.ended and not finished
+        for readout in scheduled.readouts:
+            if readout.sequence == 2:
+                assert readout.top_logprobs == 4 and len(readout.targets) <= readout.outputs
+                targets += readout.targets
+        emitted = s.commit(scheduled.step, [50] * len(scheduled.draws), 0.0)
+        finished |= any(item.sequence == 2 and item.finish_reason is not None for item in emitted)
+        s.check_integrity()
+    assert thrown_out and finished
+    assert tuple(targets) == prompt[1:]
+
+
+@pytest.mark.parametrize(("pooling", "outputs"), [("mean", [2, 2, 1]), ("last", [0, 0, 1])])
+def test_a_prompt_may_be_pooled_and_nothing_is_drawn(pooling: Pooling, outputs: list[int]) -> None:
+    s = scheduler(max_step_tokens=2)
+    s.add(1, (1, 2, 3, 4, 5), Sampling(), 0, frozenset(), PromptReading(pooling=pooling))
+    for wanted in outputs:
+        scheduled = s.schedule(0.0)
+        assert scheduled is not None
+        assert [row.outputs for row in scheduled.step.rows] == [wanted]
+        assert [readout.pooled for readout in scheduled.readouts] == [True] * bool(wanted)
+        emitted = s.commit(scheduled.step, [], 0.0)
+    assert emitted == (Emitted(1, (), "length"),)
+    flush = s.schedule(0.0)
+    assert flush is not None and flush.step.ended == (1,)

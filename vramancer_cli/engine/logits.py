@@ -17,6 +17,8 @@ from vramancer_cli.models.sampling import Draw, Sampling
 
 NUCLEUS_TOKENS: Final = 512
 """Most nuclei are smaller than this, and finding so few of the likeliest is much cheaper than sorting them all."""
+LOOK_FIRST_FROM_TOKENS: Final = 16 * NUCLEUS_TOKENS
+"""Of a smaller vocabulary it is not."""
 
 Threshold = Callable[[torch.Tensor, Sequence[Sampling]], torch.Tensor]
 """Shares [R, vocabulary] and R samplings in; the least share that stays in each row out, [R, 1]."""
@@ -97,14 +99,20 @@ def _top_p_threshold(kept: torch.Tensor, samplings: Sequence[Sampling]) -> torch
     Holtzman et al., "The Curious Case of Neural Text Degeneration" (2020).
     """
     wanted = _column(kept, [sampling.top_p for sampling in samplings]) * kept.sum(-1, keepdim=True)
-    best = kept.topk(min(NUCLEUS_TOKENS, kept.shape[-1])).values
+    best = _likeliest(kept, wanted)
     sums = best.cumsum(-1)
-    if bool((sums[:, -1:] < wanted).any()):
-        best = kept.sort(-1, descending=True).values
-        sums = best.cumsum(-1)
     # The first token whose sum reaches what is wanted; rounding may keep the last sum below it.
     places = (sums < wanted).sum(-1, keepdim=True).clamp_(max=best.shape[-1] - 1)
     return best.gather(-1, places)
+
+
+def _likeliest(kept: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Shares in falling order, [R, n]: as many of the largest as sum to what is wanted, or all."""
+    if kept.shape[-1] > LOOK_FIRST_FROM_TOKENS:
+        best = kept.topk(NUCLEUS_TOKENS).values
+        if bool((best.sum(-1, keepdim=True) > wanted).all()):
+            return best
+    return kept.sort(-1, descending=True).values
 
 
 def _min_p_threshold(kept: torch.Tensor, samplings: Sequence[Sampling]) -> torch.Tensor:

@@ -37,10 +37,11 @@ class Reader:
         if rows.shape[0] != (ends[-1] if ends else 0):
             raise LocalProtocolError(f"{rows.shape[0]} rows came for {ends[-1] if ends else 0} outputs.")
         drawn = self._drawn(rows, [(end - 1, r.draw) for end, r in zip(ends, readouts, strict=True) if r.draw])
-        return [
-            self._of_prompt(rows[end - readout.outputs : end], readout, next(drawn) if readout.draw else RowOutput())
-            for end, readout in zip(ends, readouts, strict=True)
-        ]
+        outputs = [next(drawn) if readout.draw else RowOutput() for readout in readouts]
+        for place, (end, readout) in enumerate(zip(ends, readouts, strict=True)):
+            if readout.targets or readout.pooled:
+                outputs[place] = self._with_prompt(outputs[place], rows[end - readout.outputs : end], readout)
+        return outputs
 
     def _drawn(self, rows: torch.Tensor, places: Sequence[tuple[int, Draw]]) -> Iterator[RowOutput]:
         """The drawn tokens, and their scores where they are wanted, in the order of `places` (row, draw)."""
@@ -50,13 +51,10 @@ class Reader:
             some = slice(first, first + self.rows_at_once)
             yield from _draw(self.logits(rows[some]), [draw for _, draw in places[some]])
 
-    def _of_prompt(self, rows: torch.Tensor, readout: Readout, drawn: RowOutput) -> RowOutput:
-        """`drawn`, and what else is wanted of one step row's outputs."""
-        if readout.targets:
-            drawn = replace(drawn, prompt_scores=tuple(self._scores(rows, readout)))
-        if readout.pooled:
-            drawn = replace(drawn, pooled=tuple(self.normed(rows).float().sum(0).tolist()))
-        return drawn
+    def _with_prompt(self, drawn: RowOutput, rows: torch.Tensor, readout: Readout) -> RowOutput:
+        """What was drawn, and what else is wanted of one step row's outputs."""
+        pooled = self.normed(rows).float().sum(0).tolist() if readout.pooled else ()
+        return replace(drawn, prompt_scores=tuple(self._scores(rows, readout)), pooled=tuple(pooled))
 
     def _scores(self, rows: torch.Tensor, readout: Readout) -> Iterator[TokenScore]:
         for first in range(0, len(readout.targets), self.rows_at_once):

@@ -166,7 +166,10 @@ class Deployment(Protocol):
         ...
 
     def drop(self, request_id: str, choice: int) -> None:
-        """Nobody wants more of this choice; what was made of it may still come. The others go on."""
+        """Nobody wants more of this choice; what was made of it may still come. The others go on.
+
+        For whoever iterates the answers, between two of them.
+        """
         ...
 
     async def embed(self, request: EmbeddingRequest) -> tuple[float, ...]:

@@ -204,7 +204,7 @@ class _Session:
     def _add(self, sequence: int, choice: int, request: GenerationRequest, reading: PromptReading) -> None:
         sampling = replace(request.sampling, seed=request.sampling.seed + choice)
         stops = request.stop_token_ids
-        self.scheduler.add(sequence, request.prompt, sampling, request.max_tokens, stops, reading)
+        self.scheduler.add(sequence, request.prompt, sampling, request.max_tokens, stops, reading=reading)
 
     def abort(self, answers: _Answers) -> None:
         for sequence in tuple(answers.left):

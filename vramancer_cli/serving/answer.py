@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 from vramancer_cli.errors import InvalidRequestError, VramancerError
 from vramancer_cli.models.readout import TokenScore
 from vramancer_cli.runtime.contracts import Deployment, Generated, GenerationRequest
+from vramancer_cli.serving.fields import refused
 from vramancer_cli.serving.openai import ChatQuery, Options, TextQuery
 from vramancer_cli.serving.replies import FinishReason, Piece
 from vramancer_cli.serving.sampling_params import chosen
@@ -25,28 +26,31 @@ class CutAnswerError(VramancerError):
 
 async def prompt_tokens(query: ChatQuery | TextQuery, tools: TextTools, context_tokens: int) -> tuple[int, ...]:
     """Raises InvalidRequestError for a conversation, text or ids that this model cannot read."""
-    _refuse_hopeless(query, context_tokens * tools.longest_token_characters, context_tokens)
-    if isinstance(query, ChatQuery):
-        return await asyncio.to_thread(tools.encode_chat, [asdict(message) for message in query.messages])
-    if isinstance(query.prompt, str):
-        ids = await asyncio.to_thread(tools.encode, query.prompt)
-    else:
-        ids = query.prompt
-    if not ids:
-        raise InvalidRequestError("'prompt' must not be empty.", param="prompt", code="invalid_value")
-    if max(ids) >= tools.vocab_size:
-        sentence = f"'prompt' holds token {max(ids)}; this model's vocabulary ends at {tools.vocab_size - 1}."
-        raise InvalidRequestError(sentence, param="prompt", code="invalid_value")
-    return ids
+    if isinstance(query, TextQuery):
+        return await text_tokens(query.prompt, "prompt", tools, context_tokens)
+    characters = sum(len(message.content) for message in query.messages)
+    _refuse_hopeless(characters, "messages", tools, context_tokens)
+    return await asyncio.to_thread(tools.encode_chat, [asdict(message) for message in query.messages])
 
 
-def _refuse_hopeless(query: ChatQuery | TextQuery, most_characters: int, context_tokens: int) -> None:
+async def text_tokens(
+    text: str | tuple[int, ...], param: str, tools: TextTools, context_tokens: int
+) -> tuple[int, ...]:
+    """Token ids of a text, or of ids that are in the vocabulary. Raises InvalidRequestError naming `param`."""
+    if isinstance(text, str):
+        _refuse_hopeless(len(text), param, tools, context_tokens)
+        text = await asyncio.to_thread(tools.encode, text)
+    if not text:
+        raise refused(param, f"'{param}' must not be empty.")
+    if max(text) >= tools.vocab_size:
+        sentence = f"'{param}' holds token {max(text)}; this model's vocabulary ends at {tools.vocab_size - 1}."
+        raise refused(param, sentence)
+    return text
+
+
+def _refuse_hopeless(characters: int, param: str, tools: TextTools, context_tokens: int) -> None:
     """Before it is encoded, which costs some hundred bytes a character: what is too long however well it packs."""
-    if isinstance(query, ChatQuery):
-        characters, param = sum(len(message.content) for message in query.messages), "messages"
-    else:
-        characters, param = len(query.prompt) if isinstance(query.prompt, str) else 0, "prompt"
-    if characters > most_characters:
+    if characters > context_tokens * tools.longest_token_characters:
         sentence = (
             f"This model's context holds {context_tokens} tokens; {characters} characters are far more than that."
         )

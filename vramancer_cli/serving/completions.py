@@ -1,4 +1,4 @@
-"""The /v1 routes: models, chat completions, completions; each answer whole or as a stream of events."""
+"""The routes /v1/chat/completions and /v1/completions: answers, whole or as a stream of events."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ from typing import Final
 
 from aiohttp import web
 
-from vramancer_cli.errors import NotReadyError
-from vramancer_cli.runtime.contracts import Deployment
 from vramancer_cli.serving import sse
 from vramancer_cli.serving.answer import answer, echoed, generation_request, prompt_tokens
 from vramancer_cli.serving.body import read_body
 from vramancer_cli.serving.connection import json_response
-from vramancer_cli.serving.context import ADMIN, REGISTRY, SETTINGS, TOKENIZERS
+from vramancer_cli.serving.context import SETTINGS, TOKENIZERS
 from vramancer_cli.serving.draft import Draft, best
-from vramancer_cli.serving.faults import Fault, RefusedError, fault_of, is_bug
+from vramancer_cli.serving.faults import fault_of, is_bug
+from vramancer_cli.serving.model_routes import deployment_of
 from vramancer_cli.serving.openai import ChatQuery, Options, TextQuery, parse_chat, parse_text
-from vramancer_cli.serving.replies import ChatShape, Envelope, Piece, Shape, TextShape, Usage, model_card
+from vramancer_cli.serving.replies import ChatShape, Envelope, Piece, Shape, TextShape, Usage
 
 LOG: Final = logging.getLogger(__name__)
 STREAM_HEADERS: Final = {
@@ -33,35 +32,12 @@ STREAM_HEADERS: Final = {
 }
 
 
-async def models(request: web.Request) -> web.Response:
-    cards = [model_card(model.name, model.created_s) for model in request.app[REGISTRY].models()]
-    return json_response({"object": "list", "data": cards})
-
-
-async def model(request: web.Request) -> web.Response:
-    found = await _deployment(request, request.match_info["model"])
-    return json_response(model_card(found.name, found.created_s))
-
-
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     return await _complete(request, parse_chat(await read_body(request)))
 
 
 async def completions(request: web.Request) -> web.StreamResponse:
     return await _complete(request, parse_text(await read_body(request)))
-
-
-async def _deployment(request: web.Request, name: str) -> Deployment:
-    """Raises NotReadyError while there is a reason to wait for the model, else RefusedError with 404."""
-    found = request.app[REGISTRY].find(name)
-    if found is not None:
-        return found
-    if not request.app[REGISTRY].models():
-        status = await request.app[ADMIN].status()
-        if status.state != "ready":
-            raise NotReadyError(status.reason)
-    sentence = f"There is no model '{name}' here; /v1/models lists those that are."
-    raise RefusedError(Fault(404, sentence, param="model", code="model_not_found"))
 
 
 @dataclass(slots=True)
@@ -84,7 +60,7 @@ async def _complete(request: web.Request, query: ChatQuery | TextQuery) -> web.S
 
 
 async def _telling(request: web.Request, query: ChatQuery | TextQuery) -> _Telling:
-    deployment = await _deployment(request, query.model)
+    deployment = await deployment_of(request, query.model)
     tools = await request.app[TOKENIZERS].of(deployment)
     options = query.options
     prompt = await prompt_tokens(query, tools, deployment.context_tokens)

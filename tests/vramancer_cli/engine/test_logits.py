@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.generation import logits_process as reference
 
-from vramancer_cli.engine.logits import NUCLEUS_TOKENS, process, shares
-from vramancer_cli.models.sampling import Draw, Sampling, next_draw
+from vramancer_cli.engine.logits import LOOK_FIRST_FROM_TOKENS, NUCLEUS_TOKENS, process, shares
+from vramancer_cli.models.sampling import Sampling, next_draw
 
 PROMPT = (3, 17, 17, 250, 999)
 GENERATED = [5, 3, 5, 5, 40, 999]
@@ -127,7 +126,7 @@ def test_what_is_cut_off_and_what_stays_is_that_of_transformers(sampling: Sampli
 
 
 def test_a_nucleus_wider_than_the_first_look_is_found_whole() -> None:
-    logits = random_logits(2, spread=0.1, vocabulary=4 * NUCLEUS_TOKENS)
+    logits = random_logits(2, spread=0.1, vocabulary=2 * LOOK_FIRST_FROM_TOKENS)
     narrow, wide = Sampling(top_p=0.01), Sampling(top_p=0.9)
     kept = shares(logits, [narrow, wide])
     assert torch.equal(kept[:1] > 0, warped(logits[:1], narrow) > 0)
@@ -162,11 +161,3 @@ def test_equal_shares_stay_or_go_together() -> None:
 def test_the_likeliest_token_always_stays(values: list[float], sampling: Sampling) -> None:
     kept = shares(torch.tensor([values]), [sampling])[0]
     assert bool(torch.isfinite(kept).all()) and kept[max(range(len(values)), key=values.__getitem__)] > 0
-
-
-def test_a_draw_carries_history_only_where_the_sampling_looks_back() -> None:
-    plain = Sampling(0.7, 0.9, seed=2, top_k=3, min_p=0.1, logit_bias=BIASES, top_logprobs=2)
-    assert next_draw(plain, PROMPT, GENERATED, frozenset({1})) == Draw(plain, 6)
-    for changed in ({"repetition_penalty": 1.1}, {"presence_penalty": 0.1}, {"frequency_penalty": 0.1}):
-        sampling = replace(plain, **changed)
-        assert next_draw(sampling, PROMPT, GENERATED, frozenset({1})) == Draw(sampling, 6, PROMPT, tuple(GENERATED))

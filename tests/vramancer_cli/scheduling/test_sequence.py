@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from transport.messages import StepRow
+from vramancer_cli.models.readout import PromptReading, Readout
 from vramancer_cli.models.sampling import Draw, Sampling
 from vramancer_cli.scheduling.sequence import Sequence
 
@@ -69,3 +70,29 @@ def test_a_state_slot_is_announced_with_the_first_row_only() -> None:
     assert s.launch(2) == StepRow(7, 3, 2, (2, 1), ((), ()), outputs=1)
     s.drop_cache()
     assert s.state_slot == -1
+
+
+def test_a_prompt_that_is_scored_wants_the_outputs_of_every_token_once() -> None:
+    s = sequence(reading=PromptReading(top_logprobs=3))
+    assert s.next_readout(2) == Readout(7, 2, targets=(2, 3), top_logprobs=3)
+    assert s.launch(2).outputs == 2
+    s.land(2)
+    s.drop_cache()
+    assert s.next_readout(1) is None, "it was read before the sequence was thrown out"
+    assert s.next_readout(4) == Readout(7, 2, targets=(4, 5), top_logprobs=3)
+    last = s.next_readout(5)
+    assert last == Readout(7, 3, s.next_draw, targets=(4, 5), top_logprobs=3)
+    assert s.launch(5).outputs == 3
+    s.land(5)
+    s.accept(8)
+    assert s.next_readout(1) == Readout(7, 1, s.next_draw)
+    s.drop_cache()
+    assert s.next_readout(6) == Readout(7, 1, s.next_draw)
+
+
+def test_a_prompt_that_is_pooled_draws_nothing_where_nothing_follows() -> None:
+    mean, last = (sequence(reading=PromptReading(pooling=pooling), max_tokens=0) for pooling in ("mean", "last"))
+    assert mean.next_readout(5) == Readout(7, 5, pooled=True)
+    assert last.next_readout(4) is None
+    assert last.next_readout(5) == Readout(7, 1, pooled=True)
+    assert (mean.launch(5).outputs, last.launch(5).outputs) == (5, 1)

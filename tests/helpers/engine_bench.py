@@ -42,8 +42,17 @@ class Answer:
 
 
 class EngineBench:
+    """`copies`, `preemptions` and `computed_tokens` count what the steps so far were made of."""
+
     def __init__(
-        self, folder: Path, stages: int, *, max_step_tokens: int = 48, block_tokens: int = 8, block_count: int = 220
+        self,
+        folder: Path,
+        stages: int,
+        *,
+        max_step_tokens: int = 48,
+        block_tokens: int = 8,
+        block_count: int = 220,
+        prefix_cache: bool = True,
     ) -> None:
         self.engine = TorchEngine("cpu", limit_bytes=1 << 29, threads=1)
         self.plan = make_plan(
@@ -56,6 +65,16 @@ class EngineBench:
         )
         self._stages = [self.engine.load_stage(folder, self.plan, index, no_progress) for index in range(stages)]
         self._ends = self.engine.load_ends(folder, self.plan, no_progress)
+        self.scheduler = Scheduler(
+            epoch=self.plan.epoch,
+            block_count=self.plan.block_count,
+            block_tokens=self.plan.block_tokens,
+            max_step_tokens=self.plan.max_step_tokens,
+            state_slots=self.plan.state_slots,
+            prefix_cache=prefix_cache,
+        )
+        self.copies = self.preemptions = self.computed_tokens = 0
+        self._next_sequence = 0
 
     def close(self) -> None:
         for stage in self._stages:
@@ -63,35 +82,39 @@ class EngineBench:
         self._ends.close()
 
     def answer(self, asks: Sequence[Ask], *, joins_every: int = 0) -> list[Answer]:
-        """All of them, the next one joining after so many steps (0: all at once)."""
-        scheduler = Scheduler(
-            epoch=self.plan.epoch,
-            block_count=self.plan.block_count,
-            block_tokens=self.plan.block_tokens,
-            max_step_tokens=self.plan.max_step_tokens,
-        )
-        answers = [Answer() for _ in asks]
+        """All of them, the next one joining after so many steps (0: all at once). What is cached stays."""
+        answers: dict[int, Answer] = {}
         joined = step = 0
         while True:
             while joined < len(asks) and step >= joined * joins_every:
-                ask = asks[joined]
-                scheduler.add(joined, ask.prompt, ask.sampling, ask.max_tokens, ask.stops, reading=ask.reading)
+                answers[self._join(asks[joined])] = Answer()
                 joined += 1
-            scheduled = scheduler.schedule(float(step))
+            scheduled = self.scheduler.schedule(float(step))
             step += 1
             if scheduled is not None:
-                self._run(scheduler, scheduled, answers)
+                self._run(scheduled, answers)
             elif joined == len(asks):
-                scheduler.check_integrity()
-                return answers
+                assert self.scheduler.idle
+                self.scheduler.check_integrity()
+                return list(answers.values())
 
-    def _run(self, scheduler: Scheduler, scheduled: Scheduled, answers: list[Answer]) -> None:
+    def _join(self, ask: Ask) -> int:
+        sequence = self._next_sequence
+        self._next_sequence += 1
+        self.scheduler.add(sequence, ask.prompt, ask.sampling, ask.max_tokens, ask.stops, reading=ask.reading)
+        return sequence
+
+    def _run(self, scheduled: Scheduled, answers: dict[int, Answer]) -> None:
+        step = scheduled.step
+        self.copies += len(step.copies)
+        self.preemptions += sum(answers[sequence].finish_reason is None for sequence in step.ended)
+        self.computed_tokens += step.token_count
         hidden = self._ends.embed(scheduled.token_ids)
         for stage in self._stages:
-            hidden = stage.execute(scheduled.step, self.engine.from_buffer(self.engine.to_buffer("h", hidden)))
+            hidden = stage.execute(step, self.engine.from_buffer(self.engine.to_buffer("h", hidden)))
         outputs = self._ends.read(hidden, scheduled.readouts)
         tokens = [output.token for output in outputs if output.token is not None]
-        emitted = {item.sequence: item for item in scheduler.commit(scheduled.step, tokens, 0.0)}
+        emitted = {item.sequence: item for item in self.scheduler.commit(step, tokens, 0.0)}
         last = -1
         for readout, output in zip(scheduled.readouts, outputs, strict=True):
             last += readout.outputs

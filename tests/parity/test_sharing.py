@@ -5,7 +5,8 @@ Float32; the two best logits of every token drawn are more than 1e-3 apart, so t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.helpers.checkpoints import make_checkpoint
-from tests.helpers.scheduled_stages import ScheduledStages
-from tests.helpers.stepping import make_plan
-from vramancer_cli.engine.torch_engine import TorchEngine
-from vramancer_cli.models.readout import PromptReading
+from tests.helpers.engine_bench import Answer, Ask, EngineBench
+from vramancer_cli.models.readout import NO_READING, PromptReading
 
 MARGIN = 1e-3
 OPENING = [(29 * k * k + 7 * k + 3) % 384 for k in range(37)]
@@ -45,67 +44,50 @@ def expected(folder: Path) -> list[list[int]]:
     return texts
 
 
-@pytest.fixture
-def engine() -> Iterator[TorchEngine]:
-    engine = TorchEngine("cpu", limit_bytes=1 << 29, threads=1)
-    yield engine
-    assert engine.used_bytes == 0
+def greedy(prompt: Sequence[int], reading: PromptReading = NO_READING) -> Ask:
+    return Ask(tuple(prompt), max_tokens=COUNT, reading=reading)
 
 
-def served(engine: TorchEngine, folder: Path, *, block_count: int = 120, prefix_cache: bool = True) -> ScheduledStages:
-    plan = make_plan(engine, folder, 2, max_step_tokens=24, block_tokens=8, block_count=block_count)
-    return ScheduledStages(engine, folder, plan, prefix_cache=prefix_cache)
+@contextmanager
+def served(folder: Path, *, block_count: int = 120, prefix_cache: bool = True) -> Iterator[EngineBench]:
+    bench = EngineBench(folder, 2, max_step_tokens=24, block_count=block_count, prefix_cache=prefix_cache)
+    with closing(bench):
+        yield bench
+    assert bench.engine.used_bytes == 0
+
+
+def check(answers: Sequence[Answer], expected: Sequence[list[int]]) -> None:
+    assert [answer.tokens for answer in answers] == list(expected)
+    assert min(clearance for answer in answers for clearance in answer.clearances) > MARGIN
 
 
 def test_prompts_that_begin_alike_share_and_get_the_texts_that_they_get_alone(
-    engine: TorchEngine, folder: Path, expected: list[list[int]]
+    folder: Path, expected: list[list[int]]
 ) -> None:
-    cluster = served(engine, folder)
-    for turn in range(3):
-        for number, prompt in enumerate(PROMPTS):
-            cluster.add(10 * turn + number, prompt, COUNT)
-        cluster.run()
-    cluster.close()
-    assert [cluster.texts[10 * turn + number] for turn in range(3) for number in range(5)] == expected * 3
-    assert cluster.margin > MARGIN
-    assert cluster.scheduler.reused_tokens > 2 * sum(len(prompt) // 8 * 8 - 8 for prompt in PROMPTS)
+    with served(folder) as bench:
+        for _ in range(3):
+            check(bench.answer([greedy(prompt) for prompt in PROMPTS]), expected)
+    assert bench.scheduler.reused_tokens > 2 * sum(len(prompt) // 8 * 8 - 8 for prompt in PROMPTS)
 
 
 @pytest.mark.parametrize("prefix_cache", [False, True])
-def test_choices_are_forked_and_go_their_own_ways(
-    engine: TorchEngine, folder: Path, expected: list[list[int]], prefix_cache: bool
-) -> None:
-    cluster = served(engine, folder, prefix_cache=prefix_cache)
-    for choice in range(4):
-        cluster.add(choice, PROMPTS[2], COUNT)
-    cluster.run()
-    cluster.close()
-    assert [cluster.texts[choice] for choice in range(4)] == [expected[2]] * 4
-    assert cluster.margin > MARGIN
-    assert cluster.copies == 3
-    assert cluster.computed_tokens == len(PROMPTS[2]) + 3 + 4 * (COUNT - 1)
+def test_choices_are_forked_and_go_their_own_ways(folder: Path, expected: list[list[int]], prefix_cache: bool) -> None:
+    with served(folder, prefix_cache=prefix_cache) as bench:
+        check(bench.answer([greedy(PROMPTS[2])] * 4), [expected[2]] * 4)
+    assert bench.copies == 3
+    assert bench.computed_tokens == len(PROMPTS[2]) + 3 + 4 * (COUNT - 1)
 
 
-def test_preempted_sequences_go_on_where_they_were(
-    engine: TorchEngine, folder: Path, expected: list[list[int]]
-) -> None:
-    cluster = served(engine, folder, block_count=12)
-    for number in (1, 2, 3):
-        cluster.add(number, PROMPTS[number], COUNT)
-    cluster.run()
-    cluster.close()
-    assert cluster.preemptions > 0
-    assert [cluster.texts[number] for number in (1, 2, 3)] == expected[1:4]
-    assert cluster.margin > MARGIN
+def test_preempted_sequences_go_on_where_they_were(folder: Path, expected: list[list[int]]) -> None:
+    with served(folder, block_count=12) as bench:
+        check(bench.answer([greedy(prompt) for prompt in PROMPTS[1:4]]), expected[1:4])
+    assert bench.preemptions > 0
 
 
-def test_a_prompt_is_read_wholly_though_it_is_cached(engine: TorchEngine, folder: Path) -> None:
-    cluster = served(engine, folder)
-    cluster.add(0, PROMPTS[2], 1, PromptReading(top_logprobs=0))
-    cluster.run()
-    cluster.add(1, PROMPTS[2], 1, PromptReading(top_logprobs=0))
-    cluster.run()
-    cluster.close()
-    assert len(cluster.scores[0]) == len(PROMPTS[2]) - 1
-    assert cluster.scores[0] == cluster.scores[1]
-    assert cluster.scheduler.reused_tokens == 0
+def test_a_prompt_is_read_wholly_though_it_is_cached(folder: Path, expected: list[list[int]]) -> None:
+    with served(folder) as bench:
+        first, second = (bench.answer([greedy(PROMPTS[2], PromptReading(top_logprobs=0))]) for _ in range(2))
+        check(first + second, [expected[2]] * 2)
+    assert len(first[0].prompt_scores) == len(PROMPTS[2]) - 1
+    assert first[0].prompt_scores == second[0].prompt_scores
+    assert bench.scheduler.reused_tokens == 0

@@ -21,7 +21,7 @@ PART_TOKENS: Final = 2048
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Stretch:
     """Where `tokens` tokens lie: `where` is the first of consecutive slots, else block ids, [n] int64 on the device."""
 
     tokens: int
@@ -40,8 +40,8 @@ class Span:
     count: int
     start: int
     end: int
-    whole: Place
-    parts: tuple[Place, ...]
+    whole: Stretch
+    parts: tuple[Stretch, ...]
 
 
 class Batch:
@@ -71,15 +71,17 @@ class Batch:
     def _attend_span(self, layer: int, span: Span, query: torch.Tensor, options: Options) -> torch.Tensor:
         own = query.narrow(1, span.first, span.count)
         if span.parts and reads_parts(own, *self._pool.sizes(layer), options):
-            parts = (self._read(layer, part) for part in span.parts)
+            parts = (read(self._pool, layer, part) for part in span.parts)
             return attend_parts(own, parts, options).transpose(0, 1)
-        key, value = self._read(layer, span.whole)
+        key, value = read(self._pool, layer, span.whole)
         return attend_sequence(own, key, value, span.start, options).transpose(0, 1)
 
-    def _read(self, layer: int, place: Place) -> tuple[torch.Tensor, torch.Tensor]:
-        if isinstance(place.where, int):
-            return self._pool.view(layer, place.where, place.tokens)
-        return self._pool.gather(layer, place.where, place.tokens)
+
+def read(pool: KvPool, layer: int, stretch: Stretch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values [kv_heads, stretch.tokens, size]: as views where they lie together, else copied."""
+    if isinstance(stretch.where, int):
+        return pool.view(layer, stretch.where, stretch.tokens)
+    return pool.gather(layer, stretch.where, stretch.tokens)
 
 
 def _slots(row: PlacedRow, block_tokens: int) -> list[int]:
@@ -99,23 +101,23 @@ def _spans(rows: Sequence[PlacedRow], block_tokens: int, device: torch.device) -
     first = 0
     for row in rows:
         count = row.end - row.start
-        whole = _place(row, 0, row.end, block_tokens, device)
+        whole = _stretch(row, 0, row.end, block_tokens, device)
         spans.append(Span(first, count, row.start, row.end, whole, _parts(row, block_tokens, device)))
         first += count
     return spans
 
 
-def _parts(row: PlacedRow, block_tokens: int, device: torch.device) -> tuple[Place, ...]:
+def _parts(row: PlacedRow, block_tokens: int, device: torch.device) -> tuple[Stretch, ...]:
     if row.end - row.start > 1 or row.end <= PART_TOKENS:
         return ()
     size = max(1, PART_TOKENS // block_tokens) * block_tokens
     ends = [*range(size, row.end, size), row.end]
-    return tuple(_place(row, start, end, block_tokens, device) for start, end in zip([0, *ends], ends, strict=False))
+    return tuple(_stretch(row, start, end, block_tokens, device) for start, end in zip([0, *ends], ends, strict=False))
 
 
-def _place(row: PlacedRow, start: int, end: int, block_tokens: int, device: torch.device) -> Place:
+def _stretch(row: PlacedRow, start: int, end: int, block_tokens: int, device: torch.device) -> Stretch:
     """Where tokens [start, end) lie; `start` begins a block."""
     used = row.blocks[start // block_tokens : -(-end // block_tokens)]
     if row.consecutive or used == tuple(range(used[0], used[0] + len(used))):
-        return Place(end - start, used[0] * block_tokens)
-    return Place(end - start, torch.tensor(used, dtype=torch.int64).to(device))
+        return Stretch(end - start, used[0] * block_tokens)
+    return Stretch(end - start, torch.tensor(used, dtype=torch.int64).to(device))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vramancer_cli.engine.attention import Options, attend_sequence
-from vramancer_cli.engine.batch import PART_TOKENS, Batch, Place
+from vramancer_cli.engine.batch import PART_TOKENS, Batch, Stretch
 from vramancer_cli.engine.block_tables import PlacedRow
 from vramancer_cli.engine.kv_cache import KvPool
 from vramancer_cli.engine.trace import KvShape
@@ -33,11 +33,11 @@ def test_positions_slots_and_outputs(pool: KvPool):
 
 def test_spans_say_where_each_sequence_lies(pool: KvPool):
     chunk, scattered, fresh = Batch([CHUNK, SCATTERED, FRESH], pool, CPU).spans
-    assert (chunk.first, chunk.count, chunk.start, chunk.end, chunk.whole) == (0, 3, 2, 5, Place(5, 4))
+    assert (chunk.first, chunk.count, chunk.start, chunk.end, chunk.whole) == (0, 3, 2, 5, Stretch(5, 4))
     assert (scattered.first, scattered.count) == (3, 2)
     assert torch.is_tensor(scattered.whole.where)
     assert (scattered.whole.tokens, scattered.whole.where.tolist()) == (6, [7, 0])
-    assert (fresh.first, fresh.whole) == (5, Place(1, 20))
+    assert (fresh.first, fresh.whole) == (5, Stretch(1, 20))
     assert chunk.parts == scattered.parts == fresh.parts == ()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from commands.terminal import notes, plain
@@ -35,7 +36,7 @@ class Conversation:
 
     client: ApiClient
     model: str | None = None
-    temperature: float | None = None
+    sampling: Mapping[str, float | None] = field(default_factory=dict[str, float | None])
     system: str | None = None
     messages: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
 
@@ -56,7 +57,7 @@ class Conversation:
 
     def _stream(self, messages: list[dict[str, str]], *, stoppable: bool) -> Answer:
         answer, began = Answer(), time.monotonic()
-        deltas = self.client.chat(messages, model=self.model, temperature=self.temperature)
+        deltas = self.client.chat(messages, model=self.model, **self.sampling)
         try:
             for delta in deltas:
                 _take(answer, delta, time.monotonic() - began)

@@ -122,6 +122,9 @@ class NodeFlags:
             "--context", "Longest prompt plus answer.", metavar="TOKENS", unset="from the model", parser=parse_context
         ),
     ] = None
+    no_prefix_cache: Annotated[
+        bool, setting("--no-prefix-cache", "Compute every prompt anew; the master's choice counts.")
+    ] = False
     state_dir: StateDir = DEFAULT_STATE_FOLDER
     log_json: Annotated[bool, setting("--log-json", "Log lines as JSON.", hidden=True)] = False
     api_token: ApiToken = None
@@ -199,6 +202,7 @@ def node_settings(
         rate_limit=flags.rate_limit,
         cache_folder=cache,
         quantize=flags.quantize,
+        prefix_cache=not flags.no_prefix_cache,
     )
     for warning in check_start(settings):
         notes().print(f"warning: {warning}", markup=False, soft_wrap=True)

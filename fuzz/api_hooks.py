@@ -16,6 +16,7 @@ import schemathesis
 
 MOST_TOKENS: Final = 3
 LIMITS: Final = ("max_tokens", "max_completion_tokens")
+CAPPED: Final = (*LIMITS, "min_tokens")
 COUNTS: Final = Counter[str]()
 
 
@@ -24,7 +25,7 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
     body = case.body
     if not isinstance(body, dict) or not case.path.startswith("/v1/"):
         return
-    for name in LIMITS:
+    for name in CAPPED:
         asked = body.get(name)
         if isinstance(asked, int) and not isinstance(asked, bool) and 1 <= asked < 2**31:
             body[name] = min(asked, MOST_TOKENS)

@@ -35,7 +35,10 @@ class StepRow(msgspec.Struct, frozen=True, array_like=True):
 
     The sequence has `start` tokens in its KV cache; this step adds `count` more. `blocks[g]` are block ids newly
     given in cache group g, to be placed in the block table from index `first_block[g]` on; a `first_block` of 0
-    replaces the whole table. `sampled`: the row of the last of the `count` tokens is sampled from.
+    replaces the whole table. Group 0 holds every token's keys and values. Group 1 exists where the plan has state
+    slots: its table is one slot, the sequence's recurrent state, which is empty at `start` 0. `outputs`: of how many
+    of the row's last tokens the last stage sends back the final hidden states: 0 none, 1 the one that is sampled from,
+    more for prompt log-probabilities and embeddings; at most `count`.
     """
 
     sequence: Natural
@@ -43,15 +46,23 @@ class StepRow(msgspec.Struct, frozen=True, array_like=True):
     count: Natural
     first_block: tuple[Natural, ...]
     blocks: tuple[tuple[Natural, ...], ...]
-    sampled: bool
+    outputs: Natural
+
+
+class BlockCopy(msgspec.Struct, frozen=True, array_like=True):
+    """All that block `source` of a cache group holds is copied to block `target`, which no sequence has."""
+
+    group: Natural
+    source: Natural
+    target: Natural
 
 
 class Step(msgspec.Struct, frozen=True, array_like=True):
     """One pass of a ragged batch through all stages. The same value for a local and a remote stage.
 
     Executed by (epoch, number), numbers counting from 0 without gaps in each epoch. `ended` are sequences whose
-    block tables the stages drop before executing `rows`; a step may have no rows. `token_ids` is empty unless the
-    plan says that stages need token ids (one per row token, in row order).
+    block tables the stages drop first; then they make `copies`, then they execute `rows`. A step may have no rows.
+    `token_ids` is empty unless the plan says that stages need token ids (one per row token, in row order).
     """
 
     epoch: Natural
@@ -60,14 +71,15 @@ class Step(msgspec.Struct, frozen=True, array_like=True):
     ended: tuple[Natural, ...] = ()
     output: Literal["rows", "tokens"] = "rows"
     token_ids: tuple[Natural, ...] = ()
+    copies: tuple[BlockCopy, ...] = ()
 
     @property
     def token_count(self) -> int:
         return sum(row.count for row in self.rows)
 
     @property
-    def sampled_count(self) -> int:
-        return sum(row.sampled for row in self.rows)
+    def output_count(self) -> int:
+        return sum(row.outputs for row in self.rows)
 
 
 class ModelRef(msgspec.Struct, frozen=True):
@@ -101,8 +113,10 @@ class Plan(msgspec.Struct, frozen=True):
     """Who holds which layers. Stages are in pipeline order and cover all layers exactly once, none empty.
 
     `ends` is the node with embedding, final norm, output head and sampler (`ends_bytes` there, beside its stage).
-    `block_count` blocks of `block_tokens` tokens exist in each cache group on every stage. `quantize`: what the layers'
-    weights are held in, the same on every node; the ends, and all that is computed, stay in `dtype`.
+    `block_count` blocks of `block_tokens` tokens exist in cache group 0 on every stage, and `state_slots` recurrent
+    states of one sequence each in group 1: 0 for a model without, whose steps name one group only. A stage's
+    `kv_bytes` pay for both. `quantize`: what the layers' weights are held in, the same on every node; the ends, and all
+    that is computed, stay in `dtype`.
     """
 
     epoch: Natural
@@ -115,6 +129,7 @@ class Plan(msgspec.Struct, frozen=True):
     ends: NodeId
     ends_bytes: Natural
     stages: tuple[StagePlan, ...]
+    state_slots: Natural = 0
     reasons: dict[NodeId, str] = {}
     quantize: WeightFormat = "none"
 
@@ -252,7 +267,7 @@ class Activation(Message, frozen=True):
     """Data link: hidden states entering stage `stage` of the plan, as tensor "hidden_states".
 
     Shape [step.token_count, hidden]; `stage` == number of stages marks the pipeline's output, which holds only the
-    sampled rows, [step.sampled_count, hidden]. The frame's epoch and step number equal the step's.
+    outputs of the rows, in row order, [step.output_count, hidden]. The frame's epoch and step number equal the step's.
     """
 
     type_id: ClassVar[int] = 14

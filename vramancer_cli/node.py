@@ -131,7 +131,12 @@ async def _head(settings: NodeSettings, on_ready: OnReady, on_download: Progress
         source = _weight_source(stack, settings, chosen, inbox)
         endpoint = await _endpoint(stack, settings, credentials, inbox.accept, inbox, entrance, source)
         generation = Generation(
-            chosen.facts.ref.name, chosen.folder, chosen.context_tokens, int(time.time()), inbox.activity
+            chosen.facts.ref.name,
+            chosen.folder,
+            chosen.context_tokens,
+            int(time.time()),
+            inbox.activity,
+            prefix_cache=settings.prefix_cache,
         )
         coordinator = inbox.coordinator = Coordinator(
             facts=_facts(settings, credentials, engine, endpoint.port),

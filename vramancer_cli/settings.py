@@ -44,7 +44,7 @@ class NodeSettings:
     `model` None is the built-in one. `port` is the API's, `node_port` the other nodes'; 0 takes a free one, and
     `*_given` says whether a person chose it (then a busy port is an error). `memory_bytes` None: what the device
     has free. `context_tokens` None: chosen from the model. `head`: HOST[:PORT] as typed after `join`, or None.
-    The last four are the API's (see serving.settings): `cors_origin` origins apart by commas, `rate_limit` a minute.
+    Then four are the API's (see serving.settings): `cors_origin` origins apart by commas, `rate_limit` a minute.
     """
 
     role: Role
@@ -69,6 +69,7 @@ class NodeSettings:
     rate_limit: int | None = None
     cache_folder: Path | None = None
     quantize: Quantize = "none"
+    prefix_cache: bool = True
 
     def __repr__(self) -> str:
         """Without the token: settings are logged."""

@@ -7,6 +7,7 @@ import pytest
 from tests.helpers.scripted_server import ScriptedDeployment, byte_level_folder, serving
 from tests.helpers.verbs import run_verb
 from vramancer_cli.errors import NodeLostError
+from vramancer_cli.models.sampling import Sampling
 
 
 @pytest.fixture(scope="module")
@@ -20,10 +21,14 @@ async def test_one_question_one_answer(folder: Path, tmp_path: Path) -> None:
         ran = await run_verb(
             tmp_path, "chat", "What?", "--system", "Be brief.", "--temperature", "0", VRM_URL=server.url
         )
+        all_of_them = ("--temperature", "0.5", "--top-p", "0.9", "--seed", "-4", "--max-tokens", "40")
+        await run_verb(tmp_path, "chat", "What?", *all_of_them, VRM_URL=server.url)
     assert (ran.code, ran.out) == (0, "Layer by layer.\nOne model.\n")
     assert "tokens/s" in ran.err
     assert f"{len(deployment.tokens)} tokens" in ran.err
     assert deployment.requests[0].sampling.temperature == 0
+    assert deployment.requests[1].sampling == Sampling(0.5, 0.9, seed=2**63 - 4)
+    assert deployment.requests[1].max_tokens == 40
 
 
 async def test_the_question_may_come_on_stdin(folder: Path, tmp_path: Path) -> None:

@@ -137,7 +137,8 @@ class PipelineBench:
         tokens: list[int] = []
         while scheduled := self.scheduler.schedule(0.0):
             async with asyncio.timeout(5):
-                sampled = await self.pipeline.submit(scheduled)
+                results = await self.pipeline.submit(scheduled)
+            sampled = [result.token for result in results if result.token is not None]
             for item in self.scheduler.commit(scheduled.step, sampled, 0.0):
                 tokens.extend(item.token_ids)
         return tokens

@@ -26,6 +26,7 @@ def model_facts(
     *,
     ends: int = 2000,
     kv: tuple[int, ...] | None = None,
+    state: tuple[int, ...] = (),
     workspace: int = 1,
     context_tokens: int = 4096,
     checkpoint_dtype: str = "bfloat16",
@@ -45,6 +46,7 @@ def model_facts(
         kv_elements_per_token=(2,) * len(layers) if kv is None else kv,
         workspace_elements_per_token=workspace,
         layer_quantisable=quantisable,
+        state_elements_per_sequence=state,
     )
 
 
@@ -73,7 +75,8 @@ def models(draw: st.DrawFn, *, equal_layers: bool = False) -> ModelFacts:
     layers = (draw(size),) * count if equal_layers else tuple(draw(st.lists(size, min_size=count, max_size=count)))
     per_token = (draw(kv),) * count if equal_layers else tuple(draw(st.lists(kv, min_size=count, max_size=count)))
     workspace = draw(st.integers(0, 3))
-    return model_facts(layers, ends=draw(st.integers(0, 500)), kv=per_token, workspace=workspace)
+    state = draw(st.sampled_from(((), (0,) * count, (draw(st.integers(1, 300)),) * count)))
+    return model_facts(layers, ends=draw(st.integers(0, 500)), kv=per_token, state=state, workspace=workspace)
 
 
 @st.composite

@@ -14,7 +14,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transport.tokens import Token
 from vramancer_cli.cluster.status import ClusterStatus, NodeStatus
 from vramancer_cli.errors import UsageError
-from vramancer_cli.runtime.contracts import Deployment, Generated, GenerationRequest, Invitation, JoinToken
+from vramancer_cli.models.readout import TokenScore
+from vramancer_cli.runtime.contracts import (
+    Deployment,
+    EmbeddingRequest,
+    Generated,
+    GenerationRequest,
+    Invitation,
+    JoinToken,
+)
 from vramancer_cli.serving.app import ApiServer, create_app
 from vramancer_cli.serving.https import ApiCertificate
 from vramancer_cli.serving.settings import ServerSettings
@@ -86,6 +94,8 @@ class ScriptedDeployment:
     error_first: bool = False
     endless: bool = False
     requests: list[GenerationRequest] = field(default_factory=list)
+    embedded: list[EmbeddingRequest] = field(default_factory=list)
+    dropped: list[tuple[str, int]] = field(default_factory=list)
     aborted: asyncio.Event = field(default_factory=asyncio.Event)
     started: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -101,7 +111,7 @@ class ScriptedDeployment:
         try:
             await asyncio.sleep(self.first_pause_s)
             async for generated in self._said(request):
-                finished = generated.finish_reason is not None
+                finished = generated.finish_reason is not None and generated.choice == request.choices - 1
                 yield generated
             if self.error:
                 finished = True
@@ -110,19 +120,53 @@ class ScriptedDeployment:
             if not finished:
                 self.aborted.set()
 
+    def drop(self, request_id: str, choice: int) -> None:
+        self.dropped.append((request_id, choice))
+
+    async def embed(self, request: EmbeddingRequest) -> tuple[float, ...]:
+        """As long as the prompt in its first place, and 3 in the second; the last token's own number for "last"."""
+        self.embedded.append(request)
+        self.started.set()
+        await asyncio.sleep(self.pause_s)
+        if self.error:
+            raise self.error
+        return (float(len(request.prompt)) if request.pooling == "mean" else float(request.prompt[-1]), 3.0)
+
     async def _said(self, request: GenerationRequest) -> AsyncIterator[Generated]:
+        """Every choice says the same, token by token in turn; a token's log-probability is -(1 + choice) / 4."""
+        if request.prompt_logprobs is not None:
+            half = len(request.prompt) // 2
+            for part in (request.prompt[1:half], request.prompt[max(1, half) :]):
+                last = "length" if request.max_tokens == 0 and part[-1:] == request.prompt[-1:] else None
+                yield Generated((), last, prompt_scores=tuple(score(token, -2.0, request) for token in part))
+            if request.max_tokens == 0:
+                return
         said = 0
         while True:
             for token in self.tokens:
                 await asyncio.sleep(self.pause_s)
                 said += 1
-                yield Generated((token,), "length" if said >= request.max_tokens and not self.error else None)
-                if said >= request.max_tokens:
+                full = said >= request.max_tokens
+                for choice in range(request.choices):
+                    scores = (score(token, -(1 + choice) / 4, request),) if scored(request) else ()
+                    yield Generated((token,), "length" if full and not self.error else None, choice, scores)
+                if full:
                     return
             if not self.endless:
                 break
         if not self.error:
-            yield Generated((), "stop")
+            for choice in range(request.choices):
+                yield Generated((), "stop", choice)
+
+
+def scored(request: GenerationRequest) -> bool:
+    return request.sampling.top_logprobs is not None
+
+
+def score(token: int, logprob: float, request: GenerationRequest) -> TokenScore:
+    """With the tokens from 10 on as the likeliest."""
+    top = request.sampling.top_logprobs or 0
+    return TokenScore(token, logprob, tuple((10 + place, -0.5 - place) for place in range(top)))
 
 
 @dataclass

@@ -131,7 +131,7 @@ class Driver:
         step = Step(self.plan.epoch, self.number, rows, tuple(self.ended))
         self.number, self.ended = self.number + 1, []
         hidden = self.send(step, [token for _, _, tokens in chosen for token in tokens])
-        self._take([pair[:2] for pair, row in zip(chosen, rows, strict=True) if row.sampled], hidden)
+        self._take([pair[:2] for pair, row in zip(chosen, rows, strict=True) if row.outputs], hidden)
         for index, request in enumerate(requests):
             if request.finished and request.blocks:
                 self.ended.append(index)
@@ -150,9 +150,9 @@ class Driver:
         needed = -(-(start + count) // self.plan.block_tokens) - first
         given = tuple(self.free.pop() for _ in range(needed))
         request.blocks += given
-        sampled = count == len(request.pending)
+        outputs = int(count == len(request.pending))
         request.tokens_done += count
-        return StepRow(index, start, count, (first,), (given,), sampled)
+        return StepRow(index, start, count, (first,), (given,), outputs)
 
     def _take(self, sampled: Sequence[tuple[int, Request]], hidden: torch.Tensor) -> None:
         if not sampled:

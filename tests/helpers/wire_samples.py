@@ -14,6 +14,7 @@ from transport.messages import (
     AskPiece,
     Assign,
     AssignRefused,
+    BlockCopy,
     FetchProgress,
     Goodbye,
     Hello,
@@ -61,6 +62,7 @@ PLAN: Final = Plan(
     max_step_tokens=256,
     ends=ELM,
     ends_bytes=1 << 20,
+    state_slots=4,
     stages=(
         StagePlan(ELM, CPU, LayerRange(0, 3), 3 << 20, 2 << 20, 1 << 20),
         StagePlan(OAK, CUDA, LayerRange(3, 8), 5 << 20, 4 << 20, 1 << 20),
@@ -70,9 +72,10 @@ PLAN: Final = Plan(
 STEP: Final = Step(
     epoch=3,
     number=7,
-    rows=(StepRow(11, 0, 2, (0,), ((4, 5),), False), StepRow(12, 40, 1, (2,), ((),), True)),
+    rows=(StepRow(11, 0, 2, (0,), ((4, 5),), 0), StepRow(12, 40, 1, (2,), ((),), 1)),
     ended=(9, 10),
     token_ids=(1, 2, 3),
+    copies=(BlockCopy(0, 4, 6),),
 )
 
 

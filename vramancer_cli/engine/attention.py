@@ -8,6 +8,7 @@ Must never import the runtime's contracts or hold state.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final, NamedTuple, Protocol
 
 import torch
@@ -91,10 +92,45 @@ def attend_sequence(
 
 
 def _attend_one(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: Options) -> torch.Tensor:
-    """One new token sees everything, or the window's last tokens: no mask is needed."""
+    """One new token sees everything, or the window's last tokens: no mask is needed.
+
+    The query heads that share a key head stand in the place of several tokens: so no key is repeated for them, which at
+    long contexts costs more than the attention itself.
+    """
     if options.sliding_window is not None:
         key, value = key[:, -options.sliding_window :], value[:, -options.sliding_window :]
-    return _fused(query, key, value, options)
+    heads, kv_heads = query.shape[0], key.shape[0]
+    output = _fused(query.reshape(kv_heads, heads // kv_heads, -1), key, value, options)
+    return output.reshape(heads, 1, -1)
+
+
+def reads_parts(query: torch.Tensor, key_size: int, value_size: int, options: Options) -> bool:
+    """Whether `attend_parts` can do what `options` ask for, where the query lies."""
+    plain = options.softcap is None and options.sinks is None and options.sliding_window is None
+    return plain and query.device.type == "cpu" and key_size == value_size
+
+
+def attend_parts(
+    query: torch.Tensor, parts: Iterable[tuple[torch.Tensor, torch.Tensor]], options: Options
+) -> torch.Tensor:
+    """One new token over keys and values that come in parts, [kv_heads, any, size] each: [heads, 1, size] in and out.
+
+    Each part has a softmax of its own, and a share in the result by the sum behind it (Dao 2023, flash-decoding). The
+    parts must be cut by position alone, so that the result does not depend on where they lie in memory.
+    """
+    heads = query.shape[0]
+    outputs: list[torch.Tensor] = []
+    sums: list[torch.Tensor] = []
+    for key, value in parts:
+        grouped = query.reshape(1, key.shape[0], heads // key.shape[0], -1)
+        output, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            grouped, key[None], value[None], scale=options.scaling
+        )
+        outputs.append(output)
+        sums.append(log_sum)
+    shares = torch.stack(sums).softmax(0)[..., None]
+    total = (torch.stack(outputs) * shares).sum(0)
+    return total.to(query.dtype).reshape(heads, 1, -1)
 
 
 def _attend_tile(

@@ -7,32 +7,48 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import Final
 
 import torch
 
-from vramancer_cli.engine.attention import Options, attend_sequence
-from vramancer_cli.engine.kv_cache import KvPool, PlacedRow
+from vramancer_cli.engine.attention import Options, attend_parts, attend_sequence, reads_parts
+from vramancer_cli.engine.block_tables import PlacedRow
+from vramancer_cli.engine.kv_cache import KvPool
+
+PART_TOKENS: Final = 2048
+"""A token's attention reads longer contexts part by part, so that only parts whose blocks lie scattered are copied."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Where `tokens` tokens lie: `where` is the first of consecutive slots, else block ids, [n] int64 on the device."""
+
+    tokens: int
+    where: int | torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
     """A row's place in the batch: tokens [first, first + count); its sequence's K and V: the first `end` tokens.
 
-    `where` is the first slot of a consecutive table, else the table's block ids, [n] int64 on the device.
+    `whole` is where all of them lie, `parts` the same cut into PART_TOKENS each; `parts` is empty unless there are
+    several and the row has one token.
     """
 
     first: int
     count: int
     start: int
     end: int
-    where: int | torch.Tensor
+    whole: Stretch
+    parts: tuple[Stretch, ...]
 
 
 class Batch:
     """The AttentionContext of one step.
 
-    `positions` [1, T] int64, `slots` [T] int64 (where each new token's K and V go), `sampled` [R] int64 (the index of
-    the last token of each row that is sampled), all on the pool's device.
+    `positions` [1, T] int64, `slots` [T] int64 (where each new token's K and V go), `outputs` [R] int64 (the index
+    of each token whose final hidden state is wanted), all on the pool's device.
     """
 
     def __init__(self, rows: Sequence[PlacedRow], pool: KvPool, device: torch.device) -> None:
@@ -42,8 +58,7 @@ class Batch:
         both = torch.tensor([positions, slots], dtype=torch.int64).to(device)
         self.positions, self.slots = both[:1], both[1]
         self.spans = _spans(rows, pool.block_tokens, device)
-        last = [span.first + span.count - 1 for span, row in zip(self.spans, rows, strict=True) if row.sampled]
-        self.sampled = torch.tensor(last, dtype=torch.int64).to(device)
+        self.outputs = torch.tensor(_outputs(rows), dtype=torch.int64).to(device)
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: Options
@@ -54,12 +69,19 @@ class Batch:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _attend_span(self, layer: int, span: Span, query: torch.Tensor, options: Options) -> torch.Tensor:
-        if isinstance(span.where, int):
-            key, value = self._pool.view(layer, span.where, span.end)
-        else:
-            key, value = self._pool.gather(layer, span.where, span.end)
         own = query.narrow(1, span.first, span.count)
+        if span.parts and reads_parts(own, *self._pool.sizes(layer), options):
+            parts = (read(self._pool, layer, part) for part in span.parts)
+            return attend_parts(own, parts, options).transpose(0, 1)
+        key, value = read(self._pool, layer, span.whole)
         return attend_sequence(own, key, value, span.start, options).transpose(0, 1)
+
+
+def read(pool: KvPool, layer: int, stretch: Stretch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values [kv_heads, stretch.tokens, size]: as views where they lie together, else copied."""
+    if isinstance(stretch.where, int):
+        return pool.view(layer, stretch.where, stretch.tokens)
+    return pool.gather(layer, stretch.where, stretch.tokens)
 
 
 def _slots(row: PlacedRow, block_tokens: int) -> list[int]:
@@ -69,18 +91,33 @@ def _slots(row: PlacedRow, block_tokens: int) -> list[int]:
     ]
 
 
+def _outputs(rows: Sequence[PlacedRow]) -> list[int]:
+    ends = accumulate(row.end - row.start for row in rows)
+    return [token for end, row in zip(ends, rows, strict=True) for token in range(end - row.outputs, end)]
+
+
 def _spans(rows: Sequence[PlacedRow], block_tokens: int, device: torch.device) -> list[Span]:
     spans: list[Span] = []
     first = 0
     for row in rows:
         count = row.end - row.start
-        spans.append(Span(first, count, row.start, row.end, _where(row, block_tokens, device)))
+        whole = _stretch(row, 0, row.end, block_tokens, device)
+        spans.append(Span(first, count, row.start, row.end, whole, _parts(row, block_tokens, device)))
         first += count
     return spans
 
 
-def _where(row: PlacedRow, block_tokens: int, device: torch.device) -> int | torch.Tensor:
-    if row.consecutive:
-        return row.blocks[0] * block_tokens
-    used = row.blocks[: -(-row.end // block_tokens)]
-    return torch.tensor(used, dtype=torch.int64).to(device)
+def _parts(row: PlacedRow, block_tokens: int, device: torch.device) -> tuple[Stretch, ...]:
+    if row.end - row.start > 1 or row.end <= PART_TOKENS:
+        return ()
+    size = max(1, PART_TOKENS // block_tokens) * block_tokens
+    ends = [*range(size, row.end, size), row.end]
+    return tuple(_stretch(row, start, end, block_tokens, device) for start, end in zip([0, *ends], ends, strict=False))
+
+
+def _stretch(row: PlacedRow, start: int, end: int, block_tokens: int, device: torch.device) -> Stretch:
+    """Where tokens [start, end) lie; `start` begins a block."""
+    used = row.blocks[start // block_tokens : -(-end // block_tokens)]
+    if row.consecutive or used == tuple(range(used[0], used[0] + len(used))):
+        return Stretch(end - start, used[0] * block_tokens)
+    return Stretch(end - start, torch.tensor(used, dtype=torch.int64).to(device))

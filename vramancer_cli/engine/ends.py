@@ -5,23 +5,22 @@ Must never see text or a grammar, and never keep state from one step to the next
 
 from __future__ import annotations
 
-import math
-import random
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from transport.errors import LocalProtocolError
 from transport.messages import Plan
 from transport.types import LayerRange
 from vramancer_cli.engine import architecture, weights
 from vramancer_cli.engine.checkpoint import Checkpoint
 from vramancer_cli.engine.memory import MemoryBudget, Reservation
+from vramancer_cli.engine.reading import Reader
 from vramancer_cli.engine.stage import checked, release
 from vramancer_cli.engine.tensors import DTYPES
 from vramancer_cli.engine.weights import HEAD_COPIES, Progress
 from vramancer_cli.errors import ModelError, VramancerError
+from vramancer_cli.models.readout import Readout, RowOutput
 from vramancer_cli.models.sampling import Draw
 
 
@@ -63,6 +62,10 @@ class EndsModel:
     def logits(self, rows: torch.Tensor) -> torch.Tensor:
         """[R, hidden] in; [R, vocabulary] float32 out, with whatever the family does to its logits."""
         return self._model(inputs_embeds=rows[None], use_cache=False).logits[0].float()
+
+    def normed(self, rows: torch.Tensor) -> torch.Tensor:
+        """[R, hidden] of the last layer in; the same after the final norm out: the model's final hidden states."""
+        return architecture.base_model(self._model)(inputs_embeds=rows[None], use_cache=False).last_hidden_state[0]
 
     def _try(self, device: torch.device) -> None:
         """Two tokens through both ends, to find out now what would go wrong in every answer.
@@ -110,18 +113,13 @@ class TorchEnds:
         with torch.inference_mode():
             return finite(self._open().logits(rows.to(self._device)))
 
-    def sample(self, rows: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
-        """Sampled rows of the last stage [R, hidden] and R draws in; R token ids out.
+    def read(self, rows: torch.Tensor, readouts: Sequence[Readout]) -> list[RowOutput]:
+        """Outputs of the last stage, row after row [sum of outputs, hidden], and their readouts in; an answer each.
 
-        Raises NonFiniteLogitsError, and LocalProtocolError where rows and draws do not go together.
+        Raises NonFiniteLogitsError, and LocalProtocolError where rows and readouts do not go together.
         """
-        if rows.shape[0] != len(draws):
-            raise LocalProtocolError(f"{rows.shape[0]} rows came for {len(draws)} draws.")
-        chosen: list[int] = []
-        for first in range(0, len(draws), self._rows_at_once):
-            some = slice(first, first + self._rows_at_once)
-            chosen += choose_tokens(self.logits(rows[some]), draws[some])
-        return chosen
+        with torch.inference_mode():
+            return Reader(self.logits, self._normed, self._rows_at_once).read(rows.to(self._device), readouts)
 
     def close(self) -> None:
         """Free the weights, and give their bytes back. May be called again."""
@@ -129,6 +127,14 @@ class TorchEnds:
         if model is not None:
             model.unload()
             release(self._device, self._held)
+
+    def sample(self, rows: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
+        """As `read`, for rows [R, hidden] that are each sampled and nothing else; R token ids out."""
+        read = self.read(rows, [Readout(row, 1, draw) for row, draw in enumerate(draws)])
+        return [output.token for output in read if output.token is not None]
+
+    def _normed(self, rows: torch.Tensor) -> torch.Tensor:
+        return finite(self._open().normed(rows))
 
     def _open(self) -> EndsModel:
         if self._model is None:
@@ -159,35 +165,3 @@ def finite(values: torch.Tensor) -> torch.Tensor:
     if not bool(torch.isfinite(values).all()):
         raise NonFiniteLogitsError
     return values
-
-
-def choose_tokens(logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
-    """Logits [R, vocabulary] float32 and R draws in; R token ids out. A row's choice depends on nothing but the row."""
-    greedy: list[int] = logits.argmax(-1).tolist()
-    return [
-        token if draw.sampling.temperature <= 0 else _draw_token(row, draw)
-        for token, row, draw in zip(greedy, logits, draws, strict=True)
-    ]
-
-
-def uniform(draw: Draw) -> float:
-    """The draw's own number in [0, 1): the same for the same seed and index, in whatever order tokens are drawn."""
-    return random.Random(f"{draw.sampling.seed}:{draw.index}").random()  # noqa: S311  # text, not secrets
-
-
-def _draw_token(logits: torch.Tensor, draw: Draw) -> int:
-    """Inverse transform sampling from the softmax at the draw's temperature, cut to its nucleus.
-
-    top_p: Holtzman et al., "The Curious Case of Neural Text Degeneration" (2020): the smallest set of most likely
-    tokens whose shares sum to at least top_p.
-    """
-    shares = torch.softmax((logits - logits.max()) / draw.sampling.temperature, -1)
-    shares, order = shares.sort(descending=True, stable=True)
-    sums = shares.cumsum(-1)
-    if draw.sampling.top_p < 1:
-        sums = sums[: 1 + int((sums < draw.sampling.top_p).sum())]
-    total = float(sums[-1])
-    # Below the total even after rounding, so that the search always ends at a token with a share of its own.
-    wanted = min(uniform(draw) * total, math.nextafter(total, 0.0))
-    place = int((sums <= wanted).sum())
-    return int(order[min(place, sums.numel() - 1)])

@@ -13,9 +13,10 @@ import torch
 from transport.errors import RemoteProtocolError
 from transport.messages import Plan, Step
 from vramancer_cli.engine.batch import Batch
+from vramancer_cli.engine.block_tables import BlockTables
 from vramancer_cli.engine.checkpoint import Checkpoint, open_checkpoint
 from vramancer_cli.engine.devices import empty_cache
-from vramancer_cli.engine.kv_cache import BlockTables, KvPool, gather_bytes, pool_bytes
+from vramancer_cli.engine.kv_cache import KvPool, gather_bytes, pool_bytes
 from vramancer_cli.engine.memory import MemoryBudget, Reservation
 from vramancer_cli.engine.shard import Shard
 from vramancer_cli.engine.tensors import DTYPES
@@ -35,13 +36,13 @@ class PagedStage:
         self._plan = plan
         self._is_last = shard.layers.end == plan.stages[-1].layers.end
         self._loaded: tuple[Shard, KvPool] | None = (shard, pool)
-        self._tables = BlockTables(plan.block_count, plan.block_tokens, plan.context_tokens)
+        self._tables = BlockTables(plan.block_count, plan.block_tokens, plan.context_tokens, plan.state_slots)
         self._device = device
         self._held = held
         self._count = count
 
     def execute(self, step: Step, hidden: torch.Tensor) -> torch.Tensor:
-        """[step.token_count, hidden] in; the same out, but from the plan's last stage only the sampled rows.
+        """[step.token_count, hidden] in; the same out, but from the plan's last stage only the outputs asked for.
 
         Raises RemoteProtocolError for a step that contradicts the plan, the block tables or `hidden`.
         """
@@ -50,13 +51,16 @@ class PagedStage:
         shard, pool = self._loaded
         self._check(step, hidden, shard)
         rows = self._tables.apply(step)
+        if step.copies:
+            pool.copy(step.copies)
         if not rows:
+            self._tables.check_integrity()  # the pipeline is idle: nobody waits for it
             return hidden
         with torch.inference_mode():
             batch = Batch(rows, pool, self._device)
             output = shard.run(hidden.to(self._device), batch.positions, batch)
             self._count(len(shard.layers) * step.token_count)
-            return output.index_select(0, batch.sampled) if self._is_last else output
+            return output.index_select(0, batch.outputs) if self._is_last else output
 
     def close(self) -> None:
         """Free weights and cache, and give their bytes back. May be called again."""

@@ -104,7 +104,7 @@ def _step(plan: Plan, number: int, start: int, count: int) -> Step:
     """The one sequence's next tokens; the first step brings all of its blocks."""
     given = tuple(range(plan.block_count)) if number == 0 else ()
     first = 0 if number == 0 else plan.block_count
-    return Step(plan.epoch, number, (StepRow(0, start, count, (first,), (given,), True),))
+    return Step(plan.epoch, number, (StepRow(0, start, count, (first,), (given,), 1),))
 
 
 def _unwatched(loaded_bytes: int, total_bytes: int) -> None:

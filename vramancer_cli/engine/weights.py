@@ -38,8 +38,8 @@ from vramancer_cli.models.facts import ModelFacts
 Progress = Callable[[int, int], None]
 
 HEAD_COPIES: Final = 6
-"""Vectors of vocabulary length alive while one row is sampled: logits, in float32, shares, sorted with their indices
-(8 bytes each), and their running sum."""
+"""Float32 vectors of vocabulary length alive while one row is sampled: logits, log-probabilities, shares, and sorted
+shares with their indices (8 bytes each)."""
 HEAD_ROW_TOKENS: Final = 64
 """The head takes rows in turns as the workspace allows; one row has to fit into the workspace of this many tokens."""
 

@@ -15,6 +15,8 @@ class ModelFacts:
 
     `layer_parameters[i]`: weights of decoder layer i. `ends_parameters`: embedding, final norm and output head
     (tied weights once). `kv_elements_per_token[i]`: K plus V elements that layer i keeps per token.
+    `state_elements_per_sequence[i]`: recurrent state that layer i keeps per sequence, however long; () where no layer
+    keeps any.
     `workspace_elements_per_token`: the most that is alive at once while one token row passes a layer or the head.
     `context_tokens`: the longest context that the checkpoint declares. `layer_quantisable[i]`: the part of layer i
     that a quantised plan holds in its format; empty: no part of any.
@@ -31,6 +33,7 @@ class ModelFacts:
     kv_elements_per_token: tuple[int, ...]
     workspace_elements_per_token: int
     layer_quantisable: tuple[Quantisable, ...] = ()
+    state_elements_per_sequence: tuple[int, ...] = ()
 
     @property
     def layer_count(self) -> int:
@@ -59,6 +62,14 @@ class ModelFacts:
 
     def kv_bytes(self, layers: LayerRange, dtype: str, tokens: int) -> int:
         return sum(self.kv_elements_per_token[layers.start : layers.end]) * tokens * DTYPE_BYTES[dtype]
+
+    @property
+    def has_state(self) -> bool:
+        return any(self.state_elements_per_sequence)
+
+    def state_bytes(self, layers: LayerRange, slots: int) -> int:
+        """Counted in float32 whatever the dtype: a state sums up all tokens, and rounding it would sum up too."""
+        return sum(self.state_elements_per_sequence[layers.start : layers.end]) * slots * DTYPE_BYTES["float32"]
 
     def workspace_bytes(self, max_step_tokens: int) -> int:
         """Counted in float32 whatever the dtype: norms, softmax and logits are computed in it."""

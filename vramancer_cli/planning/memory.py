@@ -38,25 +38,37 @@ def choose_dtype(requested: str, facts: ModelFacts, nodes: Sequence[NodeCapacity
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """A model's price list at one dtype. `block_bytes[i]`: one KV block of layer i."""
+    """A model's price list at one dtype. `block_bytes[i]`, `state_bytes[i]`: one KV block and one state of layer i.
+
+    `most_slots` is 0 for a model without recurrent state, `least_slots` then too.
+    """
 
     ends_bytes: int
     workspace_bytes: int
     weights_bytes: tuple[int, ...]
     block_bytes: tuple[int, ...]
+    state_bytes: tuple[int, ...]
     least_blocks: int
     most_blocks: int
+    most_slots: int
+
+    @property
+    def least_slots(self) -> int:
+        return min(1, self.most_slots)
 
     def stage_kv_bytes(self, layers: LayerRange, block_count: int) -> int:
         return sum(self.block_bytes[layers.start : layers.end]) * block_count
+
+    def stage_state_bytes(self, layers: LayerRange, slots: int) -> int:
+        return sum(self.state_bytes[layers.start : layers.end]) * slots
 
     def stage_weights_bytes(self, layers: LayerRange) -> int:
         return sum(self.weights_bytes[layers.start : layers.end])
 
     def layer_bytes(self) -> tuple[int, ...]:
-        """Each layer's weights and its KV for one context: the least that holding it takes, workspace aside."""
-        pairs = zip(self.weights_bytes, self.block_bytes, strict=True)
-        return tuple(weights + block * self.least_blocks for weights, block in pairs)
+        """Each layer's weights and its cache for one context: the least that holding it takes, workspace aside."""
+        parts = zip(self.weights_bytes, self.block_bytes, self.state_bytes, strict=True)
+        return tuple(w + block * self.least_blocks + state * self.least_slots for w, block, state in parts)
 
 
 def price(facts: ModelFacts, settings: PlanSettings, dtype: str) -> Costs:
@@ -68,8 +80,10 @@ def price(facts: ModelFacts, settings: PlanSettings, dtype: str) -> Costs:
         workspace_bytes=stage_workspace_bytes(facts, dtype, settings.quantize, tokens, settings.max_step_tokens),
         weights_bytes=facts.layer_bytes(dtype, settings.quantize),
         block_bytes=tuple(count * settings.block_tokens * DTYPE_BYTES[dtype] for count in facts.kv_elements_per_token),
+        state_bytes=tuple(facts.state_bytes(LayerRange(i, i + 1), 1) for i in range(facts.layer_count)),
         least_blocks=context_blocks + 1,
         most_blocks=context_blocks * settings.max_sequences + 1,
+        most_slots=settings.max_sequences if facts.has_state else 0,
     )
 
 

@@ -21,7 +21,8 @@ from vramancer_cli.planning.partition import gaps, partition
 def place(facts: ModelFacts, nodes: Sequence[NodeCapacity], head: NodeId, settings: PlanSettings, epoch: int) -> Plan:
     """The head pays for the ends first; the layers, each with its KV for one context, go where room is left.
 
-    Every stage pays for its workspace. What is then left on the tightest stage becomes more KV blocks. The head's
+    Every stage pays for its workspace. What is then left on the tightest stage becomes more KV blocks and, for
+    a model with recurrent state, slots for more sequences. The head's
     stage comes first, then the others by limit, largest first, and node id. Raises DoesNotFitError with the exact
     `missing_bytes` that, added to the node it names, would make the model fit.
     """
@@ -83,9 +84,12 @@ def _plan(
     offer: _Offer,
     ranges: tuple[LayerRange, ...],
 ) -> Plan:
-    block_count = _block_count(offer, ranges)
+    state_slots = _state_slots(offer, ranges)
+    block_count = _block_count(offer, ranges, state_slots)
     pairs = list(zip(offer.order, ranges, strict=True))
-    stages = {node.node: _stage(offer.costs, node, layers, block_count) for node, layers in pairs if len(layers)}
+    stages = {
+        node.node: _stage(offer.costs, node, layers, block_count, state_slots) for node, layers in pairs if len(layers)
+    }
     return Plan(
         epoch=epoch,
         model=facts.ref,
@@ -98,28 +102,43 @@ def _plan(
         ends_bytes=offer.costs.ends_bytes,
         stages=tuple(stages.values()),
         quantize=settings.quantize,
+        state_slots=state_slots,
         reasons={node.node: _reason(offer, node, stages.get(node.node)) for node in offer.order},
     )
 
 
-def _block_count(offer: _Offer, ranges: tuple[LayerRange, ...]) -> int:
-    """As many blocks as the tightest stage can hold, at most `max_sequences` contexts."""
+def _state_slots(offer: _Offer, ranges: tuple[LayerRange, ...]) -> int:
+    """As many states as the tightest stage can hold in half of what it has over, or in all that blocks cannot use."""
+    costs = offer.costs
+    count = costs.most_slots
+    for room, layers in zip(offer.rooms(), ranges, strict=True):
+        per_slot = costs.stage_state_bytes(layers, 1)
+        if per_slot:
+            spare = room - sum(costs.layer_bytes()[layers.start : layers.end])
+            unused = spare - costs.stage_kv_bytes(layers, costs.most_blocks - costs.least_blocks)
+            count = min(count, costs.least_slots + max(spare // 2, unused) // per_slot)
+    return count
+
+
+def _block_count(offer: _Offer, ranges: tuple[LayerRange, ...], state_slots: int) -> int:
+    """As many blocks as the tightest stage can hold beside its states, at most `max_sequences` contexts."""
     costs = offer.costs
     count = costs.most_blocks
     for room, layers in zip(offer.rooms(), ranges, strict=True):
         per_block = costs.stage_kv_bytes(layers, 1)
         if per_block:
-            count = min(count, (room - costs.stage_weights_bytes(layers)) // per_block)
+            taken = costs.stage_weights_bytes(layers) + costs.stage_state_bytes(layers, state_slots)
+            count = min(count, (room - taken) // per_block)
     return count
 
 
-def _stage(costs: Costs, node: NodeCapacity, layers: LayerRange, block_count: int) -> StagePlan:
+def _stage(costs: Costs, node: NodeCapacity, layers: LayerRange, block_count: int, state_slots: int) -> StagePlan:
     return StagePlan(
         node=node.node,
         device=node.device,
         layers=layers,
         weights_bytes=costs.stage_weights_bytes(layers),
-        kv_bytes=costs.stage_kv_bytes(layers, block_count),
+        kv_bytes=costs.stage_kv_bytes(layers, block_count) + costs.stage_state_bytes(layers, state_slots),
         workspace_bytes=costs.workspace_bytes,
     )
 

@@ -12,7 +12,8 @@ from transport.messages import ModelRef, Plan, Step
 from transport.types import DeviceFacts, NodeId
 from vramancer_cli.cluster.status import ClusterStatus
 from vramancer_cli.models.facts import ModelFacts
-from vramancer_cli.models.sampling import Draw, Sampling
+from vramancer_cli.models.readout import Pooling, Readout, RowOutput, TokenScore
+from vramancer_cli.models.sampling import Sampling
 from vramancer_cli.models.weight_files import ByteRange, WeightFile
 
 Hidden = Any
@@ -31,7 +32,7 @@ class Stage(Protocol):
     def kv_bytes(self) -> int: ...
 
     def execute(self, step: Step, hidden: Hidden) -> Hidden:
-        """[step.token_count, hidden] in; the same out, but from the plan's last stage only the sampled rows.
+        """[step.token_count, hidden] in; the same out, but from the plan's last stage only the outputs asked for.
 
         Raises RemoteProtocolError for a row that contradicts the block tables.
         """
@@ -47,8 +48,8 @@ class Ends(Protocol):
 
     def embed(self, token_ids: Sequence[int]) -> Hidden: ...
 
-    def sample(self, rows: Hidden, draws: Sequence[Draw]) -> list[int]:
-        """Sampled rows of the last stage [R, hidden] and R draws in; R token ids out."""
+    def read(self, rows: Hidden, readouts: Sequence[Readout]) -> list[RowOutput]:
+        """Outputs of the last stage, row after row [sum of outputs, hidden], and their readouts in; an answer each."""
         ...
 
     def close(self) -> None: ...
@@ -115,21 +116,43 @@ class DeviceExecutor(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """What serving asks for. `prompt` is never empty; prompt + max_tokens fits the context (serving checks)."""
+    """What serving asks for. `prompt` is never empty; prompt + max_tokens fits the context (serving checks).
+
+    `choices`: so many answers, the second with the sampling's seed + 1, and so on. `prompt_logprobs`: those of the
+    prompt's own tokens too, each with so many of the likeliest; None: none. Only then may max_tokens be 0.
+    """
 
     request_id: str
     prompt: tuple[int, ...]
     sampling: Sampling
     max_tokens: int
     stop_token_ids: frozenset[int] = frozenset()
+    choices: int = 1
+    prompt_logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingRequest:
+    """A prompt, never empty and within the context, whose final hidden states are to be made one vector."""
+
+    request_id: str
+    prompt: tuple[int, ...]
+    pooling: Pooling = "mean"
 
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """New tokens of one sequence; the last item has a finish reason. A stop token is not among `token_ids`."""
+    """New tokens of one choice; its last item has a finish reason. A stop token is not among `token_ids`.
+
+    `scores`: one per token, where log-probabilities were asked for. `prompt_scores`: of the prompt's tokens from the
+    second on, a part at a time and all before the first token; of choice 0 only.
+    """
 
     token_ids: tuple[int, ...]
     finish_reason: Literal["stop", "length"] | None = None
+    choice: int = 0
+    scores: tuple[TokenScore, ...] = ()
+    prompt_scores: tuple[TokenScore, ...] = ()
 
 
 class Deployment(Protocol):
@@ -145,7 +168,21 @@ class Deployment(Protocol):
     def created_s(self) -> int: ...
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Generated, None]:
-        """Closing the generator aborts the request. Raises NotReadyError, QueueFullError, NodeLostError."""
+        """Ends when every choice has. Closing the generator aborts the request.
+
+        Raises NotReadyError, QueueFullError, NodeLostError.
+        """
+        ...
+
+    def drop(self, request_id: str, choice: int) -> None:
+        """Nobody wants more of this choice; what was made of it may still come. The others go on.
+
+        For whoever iterates the answers, between two of them.
+        """
+        ...
+
+    async def embed(self, request: EmbeddingRequest) -> tuple[float, ...]:
+        """The prompt's pooled final hidden states, [hidden], not normalised. Raises as `generate`."""
         ...
 
 
@@ -194,6 +231,6 @@ class Admin(Protocol):
 
 
 __all__ = [
-    "Admin", "Deployment", "DeviceExecutor", "Ends", "Engine", "Generated", "GenerationRequest", "Hidden",
-    "Invitation", "JoinToken", "Progress", "Registry", "Stage",
+    "Admin", "Deployment", "DeviceExecutor", "EmbeddingRequest", "Ends", "Engine", "Generated", "GenerationRequest",
+    "Hidden", "Invitation", "JoinToken", "Progress", "Registry", "Stage",
 ]  # fmt: skip

@@ -8,15 +8,18 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from transport.messages import Plan
 from vramancer_cli.errors import NotReadyError, VramancerError
-from vramancer_cli.runtime.contracts import Generated, GenerationRequest
+from vramancer_cli.models.readout import NO_READING, PromptReading, RowOutput
+from vramancer_cli.models.sampling import Sampling
+from vramancer_cli.runtime.contracts import EmbeddingRequest, Generated, GenerationRequest
 from vramancer_cli.runtime.pipeline import Pipeline
 from vramancer_cli.runtime.rate import TokenRate
-from vramancer_cli.scheduling.scheduler import Emitted, Scheduled, Scheduler
+from vramancer_cli.scheduling.scheduler import Emitted, Scheduled, Scheduler, StepMismatchError
 
 STEP_DEADLINE_S = 120.0
 MAX_RUNNING = 16
@@ -33,13 +36,23 @@ class StepDeadlineError(VramancerError):
 class Generation:
     """A Deployment (see contracts). All methods on the event loop."""
 
-    def __init__(self, name: str, folder: Path, context_tokens: int, created_s: int, on_activity: Callable[[], None]):
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        context_tokens: int,
+        created_s: int,
+        on_activity: Callable[[], None],
+        *,
+        prefix_cache: bool = True,
+    ) -> None:
         self.name = name
         self.folder = folder
         self.context_tokens = context_tokens
         self.created_s = created_s
         self.rate = TokenRate()
         self._on_activity = on_activity
+        self._prefix_cache = prefix_cache
         self._session: _Session | None = None
         self._reason = "The model is not loaded yet."
         self._next_sequence = 0
@@ -54,7 +67,7 @@ class Generation:
 
     def serve(self, plan: Plan, pipeline: Pipeline, on_broken: Broken) -> None:
         """Take requests with this plan from now on."""
-        self._session = _Session(plan, pipeline, self.rate, on_broken)
+        self._session = _Session(plan, pipeline, self.rate, on_broken, self._prefix_cache)
 
     async def stop(self, error: VramancerError) -> None:
         """End every running and waiting request with `error`; refuse new ones with its sentence."""
@@ -68,24 +81,77 @@ class Generation:
         self._reason = reason
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Generated, None]:
+        async with aclosing(self._items(request, _prompt_scores(request))) as items:
+            async for item in items:
+                yield _generated(item)
+
+    def drop(self, request_id: str, choice: int) -> None:
+        if self._session is not None:
+            self._session.drop(request_id, choice)
+            self._on_activity()
+
+    async def embed(self, request: EmbeddingRequest) -> tuple[float, ...]:
+        asked = GenerationRequest(request.request_id, request.prompt, Sampling(), max_tokens=0)
+        total: tuple[float, ...] = ()
+        async with aclosing(self._items(asked, PromptReading(pooling=request.pooling))) as items:
+            async for item in items:
+                part = item.output.pooled
+                total = tuple(map(float.__add__, total, part)) if total else part
+        count = len(request.prompt) if request.pooling == "mean" else 1
+        return tuple(value / count for value in total)
+
+    async def _items(self, request: GenerationRequest, reading: PromptReading) -> AsyncGenerator[_Item, None]:
+        """What comes of the request's sequences, until all have ended; `reading` is for the first of them."""
         session = self._session
         if session is None:
             raise NotReadyError(self._reason)
-        sequence = self._next_sequence
-        self._next_sequence += 1
-        outbox = session.add(sequence, request)
+        first = self._next_sequence
+        self._next_sequence += request.choices
+        answers = session.add(first, request, reading)
         self._on_activity()
         try:
-            while True:
-                item = await outbox.get()
+            while answers.left or not answers.outbox.empty():
+                item = await answers.outbox.get()
                 if isinstance(item, VramancerError):
                     raise item
                 yield item
-                if item.finish_reason is not None:
-                    return
         finally:
-            session.abort(sequence)
+            session.abort(answers)
             self._on_activity()
+
+
+def _prompt_scores(request: GenerationRequest) -> PromptReading:
+    return PromptReading(top_logprobs=request.prompt_logprobs)
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """What one step gave one choice."""
+
+    choice: int
+    output: RowOutput
+    emitted: Emitted | None
+
+
+def _generated(item: _Item) -> Generated:
+    token_ids = item.emitted.token_ids if item.emitted else ()
+    scores = (item.output.score,) if token_ids and item.output.score else ()
+    finish_reason = item.emitted.finish_reason if item.emitted else None
+    return Generated(token_ids, finish_reason, item.choice, scores, item.output.prompt_scores)
+
+
+@dataclass(eq=False, slots=True)
+class _Answers:
+    """A request under way. `left`: the choices that have not ended, by sequence.
+
+    The outbox holds at most an item per token of prompt and answers: its request bounds it.
+    """
+
+    request_id: str
+    left: dict[int, int] = field(default_factory=dict[int, int])
+    outbox: asyncio.Queue[_Item | VramancerError] = field(
+        default_factory=lambda: asyncio.Queue[_Item | VramancerError]()
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,19 +159,21 @@ class _Flight:
     """A step that is on its way through the stages."""
 
     scheduled: Scheduled
-    tokens: asyncio.Future[list[int]]
+    results: asyncio.Future[list[RowOutput]]
     deadline_s: float
 
 
 class _Session:
     """One epoch of generation: a scheduler, a pipeline, and the task that drives them."""
 
-    def __init__(self, plan: Plan, pipeline: Pipeline, rate: TokenRate, on_broken: Broken) -> None:
+    def __init__(self, plan: Plan, pipeline: Pipeline, rate: TokenRate, on_broken: Broken, prefix_cache: bool) -> None:
         self.scheduler = Scheduler(
             epoch=plan.epoch,
             block_count=plan.block_count,
             block_tokens=plan.block_tokens,
             max_step_tokens=plan.max_step_tokens,
+            state_slots=plan.state_slots,
+            prefix_cache=prefix_cache,
             max_running=MAX_RUNNING,
             max_waiting=MAX_WAITING,
             max_in_flight=len(plan.stages),
@@ -115,28 +183,54 @@ class _Session:
         self._on_broken = on_broken
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
-        # An outbox holds at most max_tokens items: its request bounds it.
-        self._outboxes: dict[int, asyncio.Queue[Generated | VramancerError]] = {}
+        self._answers: dict[int, _Answers] = {}  # by sequence
         self._in_flight: deque[_Flight] = deque()
         self._task = asyncio.create_task(self._run(), name=f"generation-{plan.epoch}")
 
-    def add(self, sequence: int, request: GenerationRequest) -> asyncio.Queue[Generated | VramancerError]:
-        self.scheduler.add(sequence, request.prompt, request.sampling, request.max_tokens, request.stop_token_ids)
-        outbox: asyncio.Queue[Generated | VramancerError] = asyncio.Queue()
-        self._outboxes[sequence] = outbox
+    def add(self, first: int, request: GenerationRequest, reading: PromptReading) -> _Answers:
+        """A sequence for each choice, numbered from `first`: all of them, or none and an error."""
+        answers = _Answers(request.request_id)
+        try:
+            for choice in range(request.choices):
+                self._add(first + choice, choice, request, reading if choice == 0 else NO_READING)
+                self._answers[first + choice] = answers
+                answers.left[first + choice] = choice
+        except BaseException:
+            self.abort(answers)
+            raise
         self._wake.set()
-        return outbox
+        return answers
 
-    def abort(self, sequence: int) -> None:
-        if self._outboxes.pop(sequence, None) is not None:
+    def _add(self, sequence: int, choice: int, request: GenerationRequest, reading: PromptReading) -> None:
+        sampling = replace(request.sampling, seed=request.sampling.seed + choice)
+        stops = request.stop_token_ids
+        self.scheduler.add(sequence, request.prompt, sampling, request.max_tokens, stops, reading=reading)
+
+    def abort(self, answers: _Answers) -> None:
+        for sequence in tuple(answers.left):
+            self._end(sequence)
             self.scheduler.abort(sequence)
             self._wake.set()
 
+    def drop(self, request_id: str, choice: int) -> None:
+        for sequence, answers in tuple(self._answers.items()):
+            if answers.request_id == request_id and answers.left[sequence] == choice:
+                self._end(sequence)
+                self.scheduler.abort(sequence)
+                self._wake.set()
+
+    def _end(self, sequence: int) -> None:
+        """Nothing more comes of it."""
+        answers = self._answers.pop(sequence, None)
+        if answers is not None:
+            del answers.left[sequence]
+
     async def stop(self, error: VramancerError) -> None:
         """Nobody may `add` any more. Those who wait are told first, so that nothing can keep it from them."""
-        for outbox in self._outboxes.values():
-            outbox.put_nowait(error)
-        self._outboxes.clear()
+        for answers in set(self._answers.values()):
+            answers.outbox.put_nowait(error)
+            answers.left.clear()
+        self._answers.clear()
         self._pipeline.close()
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
@@ -154,29 +248,40 @@ class _Session:
         while True:
             self._land()
             self._launch()
+            if self.scheduler.idle:
+                self.scheduler.check_integrity()  # nobody waits for it now, and a new plan heals what it finds
             async with asyncio.timeout_at(self._in_flight[0].deadline_s if self._in_flight else None):
                 await self._wake.wait()
             self._wake.clear()
 
     def _land(self) -> None:
         """Steps come back in order: every stage runs them by number."""
-        while self._in_flight and self._in_flight[0].tokens.done():
+        while self._in_flight and self._in_flight[0].results.done():
             flight = self._in_flight.popleft()
-            now = self._loop.time()
-            self._hand_out(self.scheduler.commit(flight.scheduled.step, flight.tokens.result(), now), now)
+            self._commit(flight.scheduled, flight.results.result(), self._loop.time())
 
     def _launch(self) -> None:
         """As many steps as the scheduler lets fly at once."""
         while (scheduled := self.scheduler.schedule(now := self._loop.time())) is not None:
-            tokens = self._pipeline.submit(scheduled)
-            tokens.add_done_callback(lambda _: self._wake.set())
-            self._in_flight.append(_Flight(scheduled, tokens, now + STEP_DEADLINE_S))
+            results = self._pipeline.submit(scheduled)
+            results.add_done_callback(lambda _: self._wake.set())
+            self._in_flight.append(_Flight(scheduled, results, now + STEP_DEADLINE_S))
 
-    def _hand_out(self, emitted: tuple[Emitted, ...], now: float) -> None:
-        for item in emitted:
-            self._rate.add(len(item.token_ids), now)
-            outbox = self._outboxes.get(item.sequence)
-            if outbox is not None:
-                outbox.put_nowait(Generated(item.token_ids, item.finish_reason))
-            if item.finish_reason is not None:
-                self._outboxes.pop(item.sequence, None)
+    def _commit(self, scheduled: Scheduled, results: list[RowOutput], now: float) -> None:
+        if len(results) != len(scheduled.readouts):
+            raise StepMismatchError(f"{len(results)} results came for {len(scheduled.readouts)} readouts.")
+        tokens = [result.token for result in results if result.token is not None]
+        emitted = {item.sequence: item for item in self.scheduler.commit(scheduled.step, tokens, now)}
+        for readout, result in zip(scheduled.readouts, results, strict=True):
+            self._hand_out(readout.sequence, result, emitted.get(readout.sequence), now)
+
+    def _hand_out(self, sequence: int, output: RowOutput, emitted: Emitted | None, now: float) -> None:
+        """`emitted` is None for a part of a prompt, and for what was aborted meanwhile, of which nobody hears."""
+        if emitted is not None:
+            self._rate.add(len(emitted.token_ids), now)
+        answers = self._answers.get(sequence)
+        if answers is None:
+            return
+        answers.outbox.put_nowait(_Item(answers.left[sequence], output, emitted))
+        if emitted is not None and emitted.finish_reason is not None:
+            self._end(sequence)

@@ -1,4 +1,4 @@
-"""The stages of one plan, as the head drives them: a scheduled step in, its sampled tokens out.
+"""The stages of one plan, as the head drives them: a scheduled step in, what is read off its outputs out.
 
 The head's own stage is not special: a step carries the index of the stage that it enters next, and whoever gets
 it runs it, passes it on, or (after the last stage) samples from it. Frames for a stage that its predecessor could
@@ -16,6 +16,7 @@ from transport.errors import RemoteProtocolError, TransportError
 from transport.messages import Activation, Plan, Step
 from transport.types import NodeId
 from vramancer_cli.errors import VramancerError
+from vramancer_cli.models.readout import RowOutput
 from vramancer_cli.runtime.contracts import DeviceExecutor, Ends, Engine, Hidden, Stage
 from vramancer_cli.runtime.data_links import HIDDEN, activation
 from vramancer_cli.scheduling.scheduler import Scheduled
@@ -29,7 +30,7 @@ class _Flight:
     """A step under way. `entered` is the last stage that its hidden states came to the head for."""
 
     scheduled: Scheduled
-    tokens: asyncio.Future[list[int]]
+    results: asyncio.Future[list[RowOutput]]
     entered: int = 0
 
 
@@ -71,12 +72,12 @@ class Pipeline:
         self._in_flight: dict[int, _Flight] = {}
         self._closed = False
 
-    def submit(self, scheduled: Scheduled) -> asyncio.Future[list[int]]:
-        """Start a step; the future holds one token id per sampled row. It stays open when the pipeline breaks."""
-        tokens: asyncio.Future[list[int]] = self._loop.create_future()
-        self._in_flight[scheduled.step.number] = _Flight(scheduled, tokens)
+    def submit(self, scheduled: Scheduled) -> asyncio.Future[list[RowOutput]]:
+        """Start a step; the future holds one output per readout. It stays open when the pipeline breaks."""
+        results: asyncio.Future[list[RowOutput]] = self._loop.create_future()
+        self._in_flight[scheduled.step.number] = _Flight(scheduled, results)
         self._run_here(scheduled, 0, lambda: self._ends.embed(scheduled.token_ids), source=self._head)
-        return tokens
+        return results
 
     def on_frame(self, sender: NodeId, received: Received) -> None:
         """A frame from a stage, on its link's thread."""
@@ -86,7 +87,7 @@ class Pipeline:
         """Nothing comes out any more, and nothing is said of what still fails."""
         self._closed = True
         for flight in self._in_flight.values():
-            flight.tokens.cancel()
+            flight.results.cancel()
         self._in_flight.clear()
 
     # --- frames from other nodes --------------------------------------------------------------------------------
@@ -118,7 +119,7 @@ class Pipeline:
         return flight, stage, self._with_rows(received.tensors[HIDDEN], stage, message.step)
 
     def _with_rows(self, buffer: TensorBuffer, stage: int, step: Step) -> TensorBuffer:
-        rows = step.sampled_count if stage == len(self._plan.stages) else step.token_count
+        rows = step.output_count if stage == len(self._plan.stages) else step.token_count
         if buffer.spec.shape[:1] != (rows,):
             raise RemoteProtocolError(
                 f"A result for step {step.number} has shape {buffer.spec.shape}, not {rows} rows."
@@ -133,7 +134,7 @@ class Pipeline:
     def _run_here(self, scheduled: Scheduled, stage: int, enter: Callable[[], Hidden], source: NodeId) -> None:
         """Run what the head holds from `stage` on, on the device's thread, then sample or send from there."""
 
-        def done(result: list[int] | _Onward | None, error: BaseException | None) -> None:
+        def done(result: list[RowOutput] | _Onward | None, error: BaseException | None) -> None:
             if isinstance(result, _Onward):
                 self._send(scheduled.step, result.stage, result.buffer)
             else:
@@ -144,15 +145,15 @@ class Pipeline:
         except VramancerError as error:
             self._broke(self._head, error)
 
-    def _execute(self, scheduled: Scheduled, stage: int, hidden: Hidden) -> list[int] | _Onward:
-        """On the device's thread: the sampled tokens, or what the next node must get."""
+    def _execute(self, scheduled: Scheduled, stage: int, hidden: Hidden) -> list[RowOutput] | _Onward:
+        """On the device's thread: what was read, or what the next node must get."""
         stages = self._plan.stages
         if stage < len(stages) and stages[stage].node == self._head:
             assert self._stage is not None
             hidden = self._stage.execute(scheduled.step, hidden)
             stage += 1
         if stage == len(stages):
-            return self._ends.sample(hidden, scheduled.draws)
+            return self._ends.read(hidden, scheduled.readouts)
         return _Onward(stage, self._engine.to_buffer(HIDDEN, hidden))
 
     def _send(self, step: Step, stage: int, buffer: TensorBuffer) -> None:
@@ -163,7 +164,7 @@ class Pipeline:
         except TransportError as error:
             self._loop.call_soon_threadsafe(self._broke, node, error)
 
-    def _settle(self, step: Step, tokens: list[int] | None, error: BaseException | None, source: NodeId) -> None:
+    def _settle(self, step: Step, results: list[RowOutput] | None, error: BaseException | None, source: NodeId) -> None:
         if self._closed:
             return
         if error is not None:
@@ -171,8 +172,8 @@ class Pipeline:
             self._broke(source if isinstance(error, RemoteProtocolError) else self._head, error)
             return
         flight = self._in_flight.pop(step.number)
-        if tokens is not None and not flight.tokens.done():
-            flight.tokens.set_result(tokens)
+        if results is not None and not flight.results.done():
+            flight.results.set_result(results)
 
     def _broke(self, node: NodeId, error: BaseException) -> None:
         if not self._closed:

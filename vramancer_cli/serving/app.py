@@ -13,7 +13,7 @@ from aiohttp import web
 from transport.types import Address
 from vramancer_cli.runtime.contracts import Admin, Registry
 from vramancer_cli.serving import admin as admin_routes
-from vramancer_cli.serving import completions, cors, page_routes
+from vramancer_cli.serving import completions, cors, embeddings, model_routes, page_routes
 from vramancer_cli.serving.auth import Asked, Role, is_loopback
 from vramancer_cli.serving.body import check_signed_body
 from vramancer_cli.serving.connection import Connection, fault_response
@@ -35,10 +35,11 @@ ROUTES: Final[tuple[tuple[str, str, Role, Handler], ...]] = (
     ("GET", "/live", "open", admin_routes.live),
     ("GET", "/health", "open", admin_routes.live),
     ("GET", "/ready", "user", admin_routes.ready),
-    ("GET", "/v1/models", "user", completions.models),
-    ("GET", "/v1/models/{model:.+}", "user", completions.model),
+    ("GET", "/v1/models", "user", model_routes.models),
+    ("GET", "/v1/models/{model:.+}", "user", model_routes.model),
     ("POST", "/v1/chat/completions", "user", completions.chat_completions),
     ("POST", "/v1/completions", "user", completions.completions),
+    ("POST", "/v1/embeddings", "user", embeddings.embeddings),
     ("GET", "/api/nodes", "user", admin_routes.nodes),
     ("GET", "/api/pipeline/status", "user", admin_routes.pipeline_status),
     ("POST", "/api/invites", "admin", admin_routes.invites),

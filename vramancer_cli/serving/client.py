@@ -119,20 +119,19 @@ class ApiClient:
         self,
         messages: Sequence[Mapping[str, str]],
         model: str | None = None,
-        temperature: float | None = None,
-        max_tokens: int | None = None,
+        **sampling: float | None,
     ) -> Iterator[ChatDelta]:
         """The answer as it comes. Closing the iterator (or Ctrl-C in it) hangs up, and the server stops answering.
 
-        Without `model`, the first one served. Raises VramancerError for an answer that was cut.
+        Without `model`, the first one served. `sampling`: fields of the request, as docs/sampling.md names them; None
+        is left to the server. Raises VramancerError for an answer that was cut.
         """
-        asked = {"temperature": temperature, "max_tokens": max_tokens}
         body = {
             "model": model or self._first_model(),
             "messages": [dict(message) for message in messages],
             "stream": True,
             "stream_options": {"include_usage": True},
-            **{name: value for name, value in asked.items() if value is not None},
+            **{name: value for name, value in sampling.items() if value is not None},
         }
         with self._reply("POST", "/v1/chat/completions", body, max(self._timeout_s, STREAM_SILENCE_S)) as response:
             yield from _deltas(response)

@@ -1,4 +1,4 @@
-"""The /v1 routes: models, chat completions, completions; each answer whole or as a stream of events."""
+"""The routes /v1/chat/completions and /v1/completions: answers, whole or as a stream of events."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from typing import Final
 
 from aiohttp import web
 
-from vramancer_cli.errors import NotReadyError
-from vramancer_cli.runtime.contracts import Deployment
 from vramancer_cli.serving import sse
-from vramancer_cli.serving.answer import CutAnswerError, Piece, answer, generation_request, prompt_tokens
+from vramancer_cli.serving.answer import answer, echoed, generation_request, prompt_tokens
 from vramancer_cli.serving.body import read_body
 from vramancer_cli.serving.connection import json_response
-from vramancer_cli.serving.context import ADMIN, REGISTRY, SETTINGS, TOKENIZERS
-from vramancer_cli.serving.faults import Fault, RefusedError, fault_of, is_bug
-from vramancer_cli.serving.openai import ChatQuery, TextQuery, parse_chat, parse_text
-from vramancer_cli.serving.replies import ChatShape, Envelope, FinishReason, Shape, TextShape, Usage, model_card
+from vramancer_cli.serving.context import SETTINGS, TOKENIZERS
+from vramancer_cli.serving.draft import Draft, best
+from vramancer_cli.serving.faults import fault_of, is_bug
+from vramancer_cli.serving.model_routes import deployment_of
+from vramancer_cli.serving.openai import ChatQuery, Options, TextQuery, parse_chat, parse_text
+from vramancer_cli.serving.replies import ChatShape, Envelope, Piece, Shape, TextShape, Usage
 
 LOG: Final = logging.getLogger(__name__)
 STREAM_HEADERS: Final = {
@@ -30,16 +30,6 @@ STREAM_HEADERS: Final = {
     "Cache-Control": "no-cache",
     "X-Accel-Buffering": "no",
 }
-
-
-async def models(request: web.Request) -> web.Response:
-    cards = [model_card(model.name, model.created_s) for model in request.app[REGISTRY].models()]
-    return json_response({"object": "list", "data": cards})
-
-
-async def model(request: web.Request) -> web.Response:
-    found = await _deployment(request, request.match_info["model"])
-    return json_response(model_card(found.name, found.created_s))
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
@@ -50,26 +40,13 @@ async def completions(request: web.Request) -> web.StreamResponse:
     return await _complete(request, parse_text(await read_body(request)))
 
 
-async def _deployment(request: web.Request, name: str) -> Deployment:
-    """Raises NotReadyError while there is a reason to wait for the model, else RefusedError with 404."""
-    found = request.app[REGISTRY].find(name)
-    if found is not None:
-        return found
-    if not request.app[REGISTRY].models():
-        status = await request.app[ADMIN].status()
-        if status.state != "ready":
-            raise NotReadyError(status.reason)
-    sentence = f"There is no model '{name}' here; /v1/models lists those that are."
-    raise RefusedError(Fault(404, sentence, param="model", code="model_not_found"))
-
-
 @dataclass(slots=True)
 class _Telling:
-    """One answer being told: its pieces, the shape of its reply, and the tokens counted so far."""
+    """Answers being told: their pieces, the shape of the reply, and the tokens counted so far."""
 
     pieces: AsyncGenerator[Piece, None]
     shape: Shape
-    include_usage: bool
+    options: Options
     prompt_tokens: int
     completion_tokens: int = 0
 
@@ -83,28 +60,27 @@ async def _complete(request: web.Request, query: ChatQuery | TextQuery) -> web.S
 
 
 async def _telling(request: web.Request, query: ChatQuery | TextQuery) -> _Telling:
-    deployment = await _deployment(request, query.model)
+    deployment = await deployment_of(request, query.model)
     tools = await request.app[TOKENIZERS].of(deployment)
+    options = query.options
     prompt = await prompt_tokens(query, tools, deployment.context_tokens)
     default_tokens = request.app[SETTINGS].default_chat_tokens
-    ask = generation_request(uuid.uuid4().hex, prompt, query.options, tools, deployment.context_tokens, default_tokens)
-    envelope = Envelope(ask.request_id, int(time.time()), deployment.name, query.options.include_usage)
-    shape = ChatShape(envelope) if isinstance(query, ChatQuery) else TextShape(envelope)
-    pieces = answer(deployment, ask, tools, query.options.stop)
-    return _Telling(pieces, shape, query.options.include_usage, len(prompt))
+    ask = generation_request(uuid.uuid4().hex, prompt, options, tools, deployment.context_tokens, default_tokens)
+    envelope = Envelope(ask.request_id, int(time.time()), deployment.name, options.include_usage)
+    shape = (ChatShape if isinstance(query, ChatQuery) else TextShape)(envelope, tools.token_bytes)
+    pieces = answer(deployment, ask, tools, options.stop, echoed(query, tools))
+    return _Telling(pieces, shape, options, len(prompt))
 
 
 async def _whole(telling: _Telling) -> web.Response:
-    texts: list[str] = []
-    finish: FinishReason | None = None
+    drafts = [Draft() for _ in range(telling.options.best_of)]
     async with aclosing(telling.pieces) as pieces:
         async for piece in pieces:
-            texts.append(piece.text)
             telling.completion_tokens += piece.tokens
-            finish = piece.finish_reason
-    if finish is None:
-        raise CutAnswerError
-    return json_response(telling.shape.whole("".join(texts), finish, telling.usage()))
+            drafts[piece.choice].add(piece)
+    kept = best(drafts, telling.options.n)
+    told = [draft.told(with_scores=telling.options.sampling.top_logprobs is not None) for draft in kept]
+    return json_response(telling.shape.whole(told, telling.usage()))
 
 
 async def _stream(request: web.Request, telling: _Telling) -> web.StreamResponse:
@@ -136,14 +112,18 @@ async def _frames(
     telling: _Telling, first: Piece | None, events: AsyncGenerator[Piece | None, None]
 ) -> AsyncGenerator[bytes, None]:
     """The answer as events. A failure becomes an error event, after which nothing comes, not even [DONE]."""
-    if (opening := telling.shape.opening()) is not None:
-        yield sse.encode(opening)
+    for choice in range(telling.options.n):
+        if (opening := telling.shape.opening(choice)) is not None:
+            yield sse.encode(opening)
     try:
         for frame in _told(telling, first):
             yield frame
         async for piece in events:
             for frame in _told(telling, piece):
                 yield frame
+        if telling.options.include_usage:
+            yield sse.encode(telling.shape.usage(telling.usage()))
+        yield sse.DONE
     except Exception as error:  # the door of a stream: its status is long sent
         if is_bug(error):
             LOG.exception("an answer failed")
@@ -155,10 +135,7 @@ def _told(telling: _Telling, piece: Piece | None) -> list[bytes]:
     if piece is None:
         return [sse.PING]
     telling.completion_tokens += piece.tokens
-    frames = [sse.encode(telling.shape.delta(piece.text))] if piece.text else []
-    if piece.finish_reason is None:
-        return frames
-    frames.append(sse.encode(telling.shape.closing(piece.finish_reason)))
-    if telling.include_usage:
-        frames.append(sse.encode(telling.shape.usage(telling.usage())))
-    return [*frames, sse.DONE]
+    frames = [sse.encode(telling.shape.delta(piece))] if piece.text or piece.scores else []
+    if piece.finish_reason is not None:
+        frames.append(sse.encode(telling.shape.closing(piece.choice, piece.finish_reason)))
+    return frames

@@ -14,7 +14,9 @@ from typing import Any, Final, Protocol, cast
 from vramancer_cli.errors import InvalidRequestError, ModelError
 from vramancer_cli.models import folder as model_folder
 from vramancer_cli.models.sampling import Sampling
+from vramancer_cli.serving.sampling_params import MAX_TOP_K, MOST_REPETITION_PENALTY
 from vramancer_cli.serving.template import ChatTemplate, RefusedTemplateError
+from vramancer_cli.serving.token_bytes import TokenBytes
 from vramancer_cli.telemetry import log
 
 REPLACEMENT: Final = "\ufffd"
@@ -31,12 +33,15 @@ class _Tokenizer(Protocol):
     eos_token_id: int | None
     is_fast: bool
     special_tokens_map: dict[str, Any]
+    added_tokens_decoder: dict[int, Any]
+    backend_tokenizer: Any
 
     def __len__(self) -> int: ...
     def get_vocab(self) -> dict[str, int]: ...
     def get_chat_template(self) -> str: ...
     def encode(self, text: str, **options: Any) -> list[int]: ...
     def decode(self, token_ids: Sequence[int], **options: Any) -> str: ...
+    def convert_ids_to_tokens(self, token_id: int) -> str | None: ...
 
 
 class TextTools:
@@ -49,6 +54,7 @@ class TextTools:
         self.defaults = defaults
         self.vocab_size = len(tokenizer)
         self.longest_token_characters = max(map(len, tokenizer.get_vocab()), default=1)
+        self.token_bytes = _token_bytes(tokenizer)
         self._template = _template(tokenizer)
         self.encode("settled")  # the first call may still set options inside the tokenizer; later ones only read
 
@@ -97,6 +103,14 @@ class TextTools:
         return Detokenizer(self.decode, prompt)
 
 
+def _token_bytes(tokenizer: _Tokenizer) -> TokenBytes:
+    decoder = tokenizer.backend_tokenizer.decoder
+    state: bytes | None = decoder.__getstate__() if decoder is not None else None
+    added = tokenizer.added_tokens_decoder
+    special = frozenset(token_id for token_id, token in added.items() if token.special)
+    return TokenBytes(tokenizer.convert_ids_to_tokens, state, special, frozenset(added))
+
+
 def _stop_token_ids(folder: Path, tokenizer_eos: int | None) -> frozenset[int]:
     """What ends an answer, by generation_config.json (else config.json) and by the tokenizer."""
     for name in ("generation_config.json", "config.json"):
@@ -110,16 +124,21 @@ def _stop_token_ids(folder: Path, tokenizer_eos: int | None) -> frozenset[int]:
 
 
 def _default_sampling(folder: Path) -> Sampling:
-    """How the checkpoint's makers sample it (generation_config.json), within what a request may ask for; else 1."""
+    """How the checkpoint's makers sample it (generation_config.json), within what a request may ask for."""
     declared = _json(folder / "generation_config.json")
-    if declared.get("do_sample") is False:
-        return Sampling(temperature=0.0)
-    return Sampling(_declared(declared, "temperature", 2.0), _declared(declared, "top_p", 1.0))
+    greedy = declared.get("do_sample") is False
+    return Sampling(
+        temperature=0.0 if greedy else _declared(declared, "temperature", 1.0, most=2.0),
+        top_p=_declared(declared, "top_p", 1.0, most=1.0),
+        top_k=int(_declared(declared, "top_k", 0, most=MAX_TOP_K)),
+        min_p=_declared(declared, "min_p", 0.0, most=1.0),
+        repetition_penalty=_declared(declared, "repetition_penalty", 1.0, most=MOST_REPETITION_PENALTY),
+    )
 
 
-def _declared(config: Mapping[str, Any], name: str, most: float) -> float:
+def _declared(config: Mapping[str, Any], name: str, default: float, *, most: float) -> float:
     value = config.get(name)
-    return float(value) if isinstance(value, (int, float)) and 0 < value <= most else 1.0
+    return float(value) if isinstance(value, (int, float)) and 0 < value <= most else default
 
 
 def _json(path: Path) -> dict[str, Any]:

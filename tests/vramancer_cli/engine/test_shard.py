@@ -9,8 +9,9 @@ from transformers import AutoModelForCausalLM
 from tests.helpers.stepping import no_progress
 from transport.types import LayerRange
 from vramancer_cli.engine.batch import Batch
+from vramancer_cli.engine.block_tables import PlacedRow
 from vramancer_cli.engine.checkpoint import open_checkpoint
-from vramancer_cli.engine.kv_cache import KvPool, PlacedRow
+from vramancer_cli.engine.kv_cache import KvPool
 from vramancer_cli.engine.shard import Shard
 from vramancer_cli.engine.trace import KvShape
 from vramancer_cli.errors import ModelError
@@ -27,7 +28,7 @@ def make_shard(folder: Path, layers: LayerRange, dtype: torch.dtype = torch.floa
 def run(shard: Shard, hidden: torch.Tensor) -> torch.Tensor:
     """All of `hidden` [T, hidden] as one sequence's prompt."""
     pool = KvPool(shard.kv_shapes, 4, 16, hidden.dtype, CPU)
-    batch = Batch([PlacedRow(0, hidden.shape[0], (0, 1), consecutive=True, sampled=False)], pool, CPU)
+    batch = Batch([PlacedRow(0, hidden.shape[0], (0, 1), consecutive=True, outputs=0)], pool, CPU)
     with torch.inference_mode():
         return shard.run(hidden, batch.positions, batch)
 

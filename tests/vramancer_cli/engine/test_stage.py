@@ -28,8 +28,8 @@ def stages(engine: TorchEngine, llama: Path, plan: Plan) -> list[PagedStage]:
     return [engine.load_stage(llama, plan, index, no_progress) for index in range(2)]
 
 
-def prompt(count: int, *, sampled: bool = True, sequence: int = 1) -> Step:
-    return Step(1, 0, (StepRow(sequence, 0, count, (0,), ((3, 4),), sampled),))
+def prompt(count: int, *, outputs: int = 1, sequence: int = 1) -> Step:
+    return Step(1, 0, (StepRow(sequence, 0, count, (0,), ((3, 4),), outputs),))
 
 
 def test_what_is_reserved_is_what_the_plan_says(engine: TorchEngine, plan: Plan, stages: list[PagedStage]):
@@ -78,12 +78,18 @@ def test_a_failed_load_gives_its_reservation_back(
     assert engine.used_bytes == 0
 
 
-def test_a_stage_gives_every_row_and_the_last_one_only_the_sampled(stages: list[PagedStage]):
+def test_a_stage_gives_every_row_and_the_last_one_only_the_outputs(stages: list[PagedStage]):
     hidden = torch.randn(20, 64)
     middle = stages[0].execute(prompt(20), hidden)
     assert middle.shape == (20, 64)
     assert stages[1].execute(prompt(20), middle).shape == (1, 64)
-    assert stages[1].execute(prompt(20, sampled=False, sequence=2), middle).shape == (0, 64)
+    assert stages[1].execute(prompt(20, outputs=0), middle).shape == (0, 64)
+
+
+def test_the_last_outputs_of_a_row_are_what_all_of_them_end_with(stages: list[PagedStage]):
+    middle = stages[0].execute(prompt(20), torch.randn(20, 64))
+    everything = stages[1].execute(prompt(20, outputs=20), middle)
+    assert torch.equal(stages[1].execute(prompt(20, outputs=3), middle), everything[-3:])
 
 
 def test_layer_tokens_count_what_was_executed(engine: TorchEngine, stages: list[PagedStage]):
@@ -97,7 +103,7 @@ def test_layer_tokens_count_what_was_executed(engine: TorchEngine, stages: list[
 def test_a_step_without_rows_only_ends_sequences(stages: list[PagedStage]):
     stages[0].execute(prompt(5), torch.randn(5, 64))
     assert stages[0].execute(Step(1, 1, (), ended=(1,)), torch.empty(0, 64)).shape == (0, 64)
-    with pytest.raises(RemoteProtocolError, match="0 tokens are here"):
+    with pytest.raises(RemoteProtocolError, match="its table has 0"):
         stages[0].execute(Step(1, 2, (StepRow(1, 5, 1, (2,), ((),), True),)), torch.randn(1, 64))
 
 

@@ -28,6 +28,17 @@ def test_prices_counted_by_hand() -> None:
     assert costs.stage_weights_bytes(LayerRange(1, 2)) == 40
 
 
+def test_states_are_priced_by_the_sequence_and_in_float32() -> None:
+    facts = model_facts(layers=(10, 20), kv=(2, 0), state=(0, 7))
+    costs = price(facts, settings(context_tokens=16, max_sequences=4), "bfloat16")
+    assert costs.state_bytes == (0, 7 * 4)
+    assert (costs.least_slots, costs.most_slots) == (1, 4)
+    assert costs.layer_bytes() == (20 + 2 * 64, 40 + 28)
+    assert costs.stage_state_bytes(LayerRange(0, 2), 3) == 3 * 28
+    without = price(model_facts(layers=(10, 20)), settings(), "bfloat16")
+    assert (without.least_slots, without.most_slots, without.state_bytes) == (0, 0, (0, 0))
+
+
 def test_a_stages_workspace_has_room_to_copy_one_contexts_kv() -> None:
     facts = model_facts(layers=(10, 20), ends=7, kv=(2, 30), workspace=1)
     costs = price(facts, settings(context_tokens=100), "bfloat16")

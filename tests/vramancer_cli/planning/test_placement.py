@@ -83,6 +83,39 @@ def test_spare_memory_becomes_blocks_until_the_tightest_stage_is_full(
     assert plan.block_count == most or no_room_for_one_more
 
 
+@given(models(), st.one_of(NODES, capacities(ample=True)), SETTINGS)
+def test_a_model_with_state_gets_slots_as_far_as_memory_goes(
+    facts: ModelFacts, nodes: Nodes, chosen: PlanSettings
+) -> None:
+    plan = try_place(facts, nodes, chosen)
+    assume(isinstance(plan, Plan) and facts.has_state)
+    assert isinstance(plan, Plan)
+    assert 1 <= plan.state_slots <= chosen.max_sequences
+    limits = {node.node: node.limit_bytes for node in nodes}
+    held = held_bytes(plan)
+    no_room_for_one_more = any(held[s.node] + facts.state_bytes(s.layers, 1) > limits[s.node] for s in plan.stages)
+    assert plan.state_slots == chosen.max_sequences or no_room_for_one_more or more_blocks_than_at_least(plan)
+
+
+def more_blocks_than_at_least(plan: Plan) -> bool:
+    return plan.block_count > -(-plan.context_tokens // plan.block_tokens) + 1
+
+
+@pytest.mark.parametrize(("limit_bytes", "slots", "blocks"), [(884, 1, 3), (1200, 2, 4), (1400, 3, 5), (5000, 4, 9)])
+def test_states_and_blocks_share_what_is_left_over(limit_bytes: int, slots: int, blocks: int) -> None:
+    """Weights 400; a state 100; a block 128, three of them at least and nine at most."""
+    facts = model_facts(layers=(100,), ends=0, kv=(2,), state=(25,), workspace=0)
+    plan = place(facts, (capacity(0, limit_bytes + 256),), HEAD, settings(), 1)
+    assert plan.stages[0].workspace_bytes == 256
+    assert (plan.state_slots, plan.block_count) == (slots, blocks)
+    assert plan.stages[0].kv_bytes == slots * 100 + blocks * 128
+
+
+def test_a_model_of_states_alone_uses_all_memory_for_them() -> None:
+    facts = model_facts(layers=(100,), ends=0, kv=(0,), state=(25,), workspace=0)
+    assert place(facts, (capacity(0, 700),), HEAD, settings(), 1).state_slots == 3
+
+
 @given(models(), capacities(), SETTINGS)
 def test_the_missing_bytes_are_exact(facts: ModelFacts, nodes: Nodes, chosen: PlanSettings) -> None:
     error = try_place(facts, nodes, chosen)
@@ -105,7 +138,7 @@ def test_with_equal_layers_it_fits_whenever_enough_whole_layers_fit(
     dtype = "float32" if chosen.dtype == "auto" else chosen.dtype
     blocks = -(-chosen.context_tokens // chosen.block_tokens) + 1
     one = LayerRange(0, 1)
-    kv_bytes = facts.kv_bytes(one, dtype, blocks * chosen.block_tokens)
+    kv_bytes = facts.kv_bytes(one, dtype, blocks * chosen.block_tokens) + facts.state_bytes(one, 1)
     layer_bytes = facts.weights_bytes(one, dtype) + kv_bytes
     step_bytes = facts.workspace_bytes(chosen.max_step_tokens)
     workspace = max(step_bytes, facts.kv_bytes(one, dtype, chosen.context_tokens))

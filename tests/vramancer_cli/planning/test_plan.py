@@ -57,6 +57,7 @@ def with_first(**changes: object) -> Plan:
         (with_first(weights_bytes=1), "weights"),
         (with_first(kv_bytes=1), "KV"),
         (with_first(workspace_bytes=1), "workspace"),
+        (msgspec.structs.replace(PLAN, state_slots=1), "state slots"),
     ],
 )
 def test_a_plan_that_is_not_sound(plan: Plan, complaint: str) -> None:

@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.arithmetic_engine import ArithmeticEnds, answer
+from tests.helpers.arithmetic_engine import VOCABULARY, ArithmeticEnds, answer, final_rows
 from tests.helpers.pipeline_bench import SMALL, WHOLE, PipelineBench
 from tests.helpers.simulated_cluster import node_id
 from tests.helpers.virtual_time import run
-from vramancer_cli.errors import InvalidRequestError, NodeLostError, NotReadyError, QueueFullError
-from vramancer_cli.models.sampling import Draw, Sampling
-from vramancer_cli.runtime.contracts import Generated, GenerationRequest
+from vramancer_cli.errors import IntegrityError, InvalidRequestError, NodeLostError, NotReadyError, QueueFullError
+from vramancer_cli.models.readout import Readout, RowOutput, TokenScore
+from vramancer_cli.models.sampling import Sampling
+from vramancer_cli.runtime.contracts import EmbeddingRequest, Generated, GenerationRequest
 from vramancer_cli.runtime.generation import MAX_WAITING, STEP_DEADLINE_S, Generation, StepDeadlineError
-from vramancer_cli.scheduling.scheduler import StepMismatchError
+from vramancer_cli.scheduling.scheduler import Scheduler, StepMismatchError
 
 LOST = NodeLostError("'attic' was lost.", node="attic")
 
@@ -42,6 +43,11 @@ class GenerationBench:
 
     def _note_activity(self) -> None:
         self.activity.append((self.generation.running, self.generation.waiting))
+
+    @property
+    def scheduler(self) -> Scheduler:
+        assert self.generation._session is not None
+        return self.generation._session.scheduler
 
     def items(self, prompt: Sequence[int], count: int, stops: Sequence[int] = ()) -> AsyncGenerator[Generated, None]:
         question = GenerationRequest("r", tuple(prompt), Sampling(temperature=0.0), count, frozenset(stops))
@@ -79,6 +85,30 @@ def test_a_stop_token_ends_the_answer_and_is_not_in_it() -> None:
         async with GenerationBench(WHOLE) as bench:
             tokens = answer([1, 2], 5)
             assert await bench.ask([1, 2], 5, stops=[tokens[3]]) == tokens[:3]
+
+    quietly(scene())
+
+
+def test_what_was_asked_before_is_found_and_answered_alike() -> None:
+    async def scene() -> None:
+        async with GenerationBench(SMALL, SMALL, SMALL) as bench:
+            prompt = list(range(40))
+            for _ in range(2):
+                assert await bench.ask(prompt, 5) == answer(prompt, 5)
+            assert await bench.ask(prompt[:35], 5) == answer(prompt[:35], 5)
+            assert bench.scheduler.reused_tokens > 40
+            assert bench.broken == []
+
+    quietly(scene())
+
+
+def test_a_leaked_block_is_found_when_nobody_asks_any_more() -> None:
+    async def scene() -> None:
+        async with GenerationBench(WHOLE) as bench:
+            bench.scheduler._allocator._pool.take(1)
+            assert await bench.ask([1, 2], 2) == answer([1, 2], 2)
+            await asyncio.sleep(1)
+            assert [type(error) for error in bench.broken] == [IntegrityError]
 
     quietly(scene())
 
@@ -184,8 +214,122 @@ def test_a_step_that_never_comes_back_breaks_the_session_however_busy_it_is() ->
     quietly(scene())
 
 
+LONG = tuple(range(7, 107))
+"""A prompt of several chunks."""
+
+
+def prompt_scores(prompt: Sequence[int]) -> list[TokenScore]:
+    return [
+        TokenScore(target, -float(row % VOCABULARY))
+        for row, target in zip(final_rows(prompt), prompt[1:], strict=False)
+    ]
+
+
+@pytest.mark.parametrize("limits", [(WHOLE,), (SMALL, SMALL, SMALL)])
+def test_a_prompt_is_scored_chunk_by_chunk_before_the_first_token(limits: tuple[int, ...]) -> None:
+    async def scene() -> None:
+        async with GenerationBench(*limits) as bench:
+            asked = GenerationRequest("r", LONG, Sampling(0.0, top_logprobs=0), 3, prompt_logprobs=0)
+            others = [asyncio.create_task(bench.ask([number], 30)) for number in range(6)]
+            items = [item async for item in bench.generation.generate(asked)]
+            parts = [item for item in items if item.prompt_scores]
+            assert len(parts) > 1 and items[: len(parts)] == parts
+            assert [score for item in parts for score in item.prompt_scores] == prompt_scores(LONG)
+            tokens = answer(LONG, 3)
+            assert [token for item in items for token in item.token_ids] == tokens
+            scores = [score for item in items for score in item.scores]
+            assert scores == [TokenScore(token, -float(token)) for token in tokens]
+            assert await asyncio.gather(*others) == [answer([number], 30) for number in range(6)]
+
+    quietly(scene())
+
+
+def test_a_prompt_may_be_scored_and_nothing_follow() -> None:
+    async def scene() -> None:
+        async with GenerationBench(WHOLE) as bench:
+            for prompt in (LONG, (5,)):
+                asked = GenerationRequest("r", prompt, Sampling(0.0), 0, prompt_logprobs=0)
+                items = [item async for item in bench.generation.generate(asked)]
+                assert [score for item in items for score in item.prompt_scores] == prompt_scores(prompt)
+                assert (items[-1].token_ids, items[-1].finish_reason) == ((), "length")
+            with pytest.raises(InvalidRequestError, match="max_tokens"):
+                await bench.ask([1], 0)
+
+    quietly(scene())
+
+
+@pytest.mark.parametrize("limits", [(WHOLE,), (SMALL, SMALL, SMALL)])
+def test_an_embedding_is_the_mean_or_the_last_of_all_final_rows(limits: tuple[int, ...]) -> None:
+    async def scene() -> None:
+        async with GenerationBench(*limits) as bench:
+            for prompt in (LONG, (5,)):
+                rows = final_rows(prompt)
+                mean = await bench.generation.embed(EmbeddingRequest("r", prompt))
+                last = await bench.generation.embed(EmbeddingRequest("r", prompt, "last"))
+                assert mean == (pytest.approx(sum(rows) / len(rows)),) and last == (rows[-1],)
+            assert bench.activity[-1] == (0, 0)
+
+    quietly(scene())
+
+
+def test_choices_come_by_their_numbers_and_one_may_be_dropped() -> None:
+    async def scene() -> None:
+        async with GenerationBench(WHOLE) as bench:
+            asked = GenerationRequest("r", (1, 2), Sampling(seed=7), 40, choices=3)
+            tokens: dict[int, list[int]] = {0: [], 1: [], 2: []}
+            finished: list[int] = []
+            async for item in bench.generation.generate(asked):
+                tokens[item.choice] += item.token_ids
+                finished += [item.choice] if item.finish_reason else []
+                if len(tokens[1]) == 5:
+                    bench.generation.drop("r", 1)
+                    bench.generation.drop("another", 0)
+            assert tokens[0] == tokens[2] == answer([1, 2], 40)
+            assert len(tokens[1]) in (5, 6) and sorted(finished) == [0, 2]
+            assert bench.activity[-1] == (0, 0)
+
+    quietly(scene())
+
+
+def test_dropping_every_choice_ends_the_answer() -> None:
+    async def scene() -> None:
+        async with GenerationBench(WHOLE) as bench:
+            asked = GenerationRequest("r", (1, 2), Sampling(), 200, choices=2)
+            async for _ in bench.generation.generate(asked):
+                bench.generation.drop("r", 0)
+                bench.generation.drop("r", 1)
+            assert bench.activity[-1] == (0, 0)
+
+    quietly(scene())
+
+
+def test_choices_have_seeds_of_their_own_and_come_all_or_not_at_all() -> None:
+    async def scene() -> None:
+        async with GenerationBench(WHOLE) as bench:
+            seeds: list[int] = []
+            read = ArithmeticEnds.read
+
+            def watched(self: ArithmeticEnds, rows: list[int], readouts: Sequence[Readout]) -> list[RowOutput]:
+                seeds.extend(readout.draw.sampling.seed for readout in readouts if readout.draw)
+                return read(self, rows, readouts)
+
+            bench.pipeline_bench.pipeline._ends.read = watched.__get__(bench.pipeline_bench.pipeline._ends)
+            one = GenerationRequest("r", (1,), Sampling(seed=7), 1, choices=3)
+            assert len([item async for item in bench.generation.generate(one)]) == 3
+            assert sorted(seeds) == [7, 8, 9]
+            waiting = [asyncio.create_task(bench.ask([number], 100)) for number in range(MAX_WAITING - 1)]
+            await asyncio.sleep(0)
+            before = bench.generation.waiting
+            with pytest.raises(QueueFullError):
+                await anext(bench.generation.generate(one))
+            assert bench.generation.waiting == before
+            assert len(await asyncio.gather(*waiting)) == MAX_WAITING - 1
+
+    quietly(scene())
+
+
 class ForgetfulEnds(ArithmeticEnds):
-    def sample(self, rows: list[int], draws: Sequence[Draw]) -> list[int]:
+    def read(self, rows: list[int], readouts: Sequence[Readout]) -> list[RowOutput]:
         return []
 
 

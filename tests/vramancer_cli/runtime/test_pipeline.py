@@ -150,7 +150,7 @@ def test_what_fails_on_the_head_is_the_heads_fault() -> None:
             bench.scheduler.add(0, (1, 2, 3), Sampling(), 5, frozenset())
             first = bench.scheduler.schedule(0.0)
             assert first is not None
-            wrong = Scheduled(Step(1, 0, first.step.rows), (1,), first.draws, first.sampled)
+            wrong = Scheduled(Step(1, 0, first.step.rows), (1,), first.readouts)
             bench.pipeline.submit(wrong)
             await asyncio.sleep(1)
             [(node, error)] = bench.failed

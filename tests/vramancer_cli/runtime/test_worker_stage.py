@@ -54,7 +54,7 @@ class StageBench:
 
 
 def prompt_step(number: int = 0, epoch: int = 4, start: int = 0) -> Step:
-    return Step(epoch, number, (StepRow(0, start, 3, (0,), ((0,),), sampled=True),))
+    return Step(epoch, number, (StepRow(0, start, 3, (0,), ((0,),), outputs=1),))
 
 
 def scene(act: Callable[[StageBench], object]) -> None:

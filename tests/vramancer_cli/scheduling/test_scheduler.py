@@ -7,6 +7,7 @@ import pytest
 
 from transport.messages import StepRow
 from vramancer_cli.errors import InvalidRequestError, QueueFullError
+from vramancer_cli.models.readout import Pooling, PromptReading
 from vramancer_cli.models.sampling import Draw, Sampling
 from vramancer_cli.scheduling.scheduler import Emitted, Scheduled, Scheduler, StepMismatchError
 
@@ -17,7 +18,7 @@ def scheduler(**changes: int) -> Scheduler:
 
 
 def add(s: Scheduler, sequence: int, prompt_tokens: int = 3, max_tokens: int = 8, stops: tuple[int, ...] = ()) -> None:
-    prompt = tuple(range(prompt_tokens))
+    prompt = tuple(range(100 * sequence, 100 * sequence + prompt_tokens))
     s.add(sequence, prompt, Sampling(seed=sequence), max_tokens, frozenset(stops))
 
 
@@ -44,12 +45,12 @@ def test_a_request_from_first_to_last_token() -> None:
     assert (s.running, s.waiting, s.idle) == (0, 1, False)
     first = start(s)
     assert (first.step.epoch, first.step.number, first.step.ended) == (3, 0, ())
-    assert first.step.rows == (StepRow(7, 0, 3, (0,), ((0,),), sampled=True),)
-    assert (first.token_ids, first.sampled) == ((0, 1, 2), (7,))
+    assert first.step.rows == (StepRow(7, 0, 3, (0,), ((0,),), outputs=1),)
+    assert (first.token_ids, first.sampled) == ((700, 701, 702), (7,))
     assert first.draws == (Draw(Sampling(seed=7), 0),)
     assert finish(s, first, token=50) == (Emitted(7, (50,), None),)
     second = start(s)
-    assert second.step.rows == (StepRow(7, 3, 1, (1,), ((),), sampled=True),)
+    assert second.step.rows == (StepRow(7, 3, 1, (1,), ((),), outputs=1),)
     assert (second.token_ids, second.draws) == ((50,), (Draw(Sampling(seed=7), 1),))
     assert finish(s, second, token=51) == (Emitted(7, (51,), "length"),)
     assert (s.running, s.waiting, s.idle) == (0, 0, False), "the stages do not know of the end yet"
@@ -90,12 +91,12 @@ def test_a_stop_token_ends_the_request_and_is_not_emitted() -> None:
 def test_a_long_prompt_is_cut_into_chunks() -> None:
     s = scheduler(max_step_tokens=4)
     add(s, 7, prompt_tokens=10)
-    seen: list[tuple[int, int, bool]] = []
+    seen: list[tuple[int, int, int]] = []
     for _ in range(3):
         scheduled = start(s)
-        seen += [(row.start, row.count, row.sampled) for row in scheduled.step.rows]
+        seen += [(row.start, row.count, row.outputs) for row in scheduled.step.rows]
         emitted = finish(s, scheduled)
-    assert seen == [(0, 4, False), (4, 4, False), (8, 2, True)]
+    assert seen == [(0, 4, 0), (4, 4, 0), (8, 2, 1)]
     assert emitted == (Emitted(7, (50,), None),)
 
 
@@ -182,7 +183,7 @@ def test_abort_of_a_waiting_or_unknown_sequence_tells_nobody() -> None:
 
 
 def test_preemption_recomputes_the_newest_and_repeats_nothing() -> None:
-    s = scheduler(block_count=5, block_tokens=2)
+    s = scheduler(block_count=5, block_tokens=2, prefix_cache=False)
     add(s, 1, prompt_tokens=3, max_tokens=6)
     add(s, 2, prompt_tokens=1, max_tokens=6)
     emitted: dict[int, list[int]] = {1: [], 2: []}
@@ -261,3 +262,80 @@ def test_times_come_from_the_caller() -> None:
 def test_limits_that_could_not_make_progress_are_refused(limits: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="at least"):
         scheduler(**limits)
+
+
+def test_answers_to_one_prompt_compute_it_once() -> None:
+    s = scheduler(prefix_cache=False)
+    for sequence in range(3):
+        s.add(sequence, tuple(range(7)), Sampling(seed=sequence), 4, frozenset())
+    first = start(s)
+    assert counts(first) == {0: 7}
+    finish(s, first)
+    second = start(s)
+    assert counts(second) == {0: 1, 1: 1, 2: 1}
+    assert second.token_ids == (50, 6, 6)
+    assert [row.start for row in second.step.rows] == [7, 6, 6]
+    assert [(copy.group, copy.source) for copy in second.step.copies] == [(0, 1), (0, 1)]
+    assert s.reused_tokens == 12
+    while not s.idle:
+        finish(s, second if second is not None else start(s))
+        second = None
+    s.check_integrity()
+
+
+def test_a_preempted_sequence_finds_what_is_left_of_its_blocks() -> None:
+    s = scheduler(block_count=8, block_tokens=2)
+    add(s, 1, prompt_tokens=5, max_tokens=7)
+    add(s, 2, prompt_tokens=5, max_tokens=7)
+    starts: list[int] = []
+    while not s.idle:
+        scheduled = start(s)
+        starts += [row.start for row in scheduled.step.rows if row.sequence == 2 and row.first_block == (0,)]
+        finish(s, scheduled)
+    assert len(starts) == 2 and starts[1] > 0
+    assert s.reused_tokens == starts[1]
+
+
+def test_a_higher_priority_goes_before_those_that_wait() -> None:
+    s = scheduler(max_running=1)
+    add(s, 1)
+    finish(s, start(s))
+    add(s, 2)
+    s.add(3, (1, 2), Sampling(), 2, frozenset(), priority=5)
+    s.abort(1)
+    assert list(counts(start(s))) == [3]
+
+
+def test_a_prompt_that_is_computed_again_is_read_once() -> None:
+    s = scheduler(block_count=6, block_tokens=2, max_step_tokens=2)
+    prompt = (10, 11, 12, 13, 14, 15)
+    s.add(1, (1, 2, 3), Sampling(), 8, frozenset())
+    s.add(2, prompt, Sampling(), 1, frozenset(), PromptReading(top_logprobs=4))
+    targets: list[int] = []
+    thrown_out = finished = False
+    while (scheduled := s.schedule(0.0)) is not None:
+        thrown_out |= 2 in scheduled.step.ended and not finished
+        for readout in scheduled.readouts:
+            if readout.sequence == 2:
+                assert readout.top_logprobs == 4 and len(readout.targets) <= readout.outputs
+                targets += readout.targets
+        emitted = s.commit(scheduled.step, [50] * len(scheduled.draws), 0.0)
+        finished |= any(item.sequence == 2 and item.finish_reason is not None for item in emitted)
+        s.check_integrity()
+    assert thrown_out and finished
+    assert tuple(targets) == prompt[1:]
+
+
+@pytest.mark.parametrize(("pooling", "outputs"), [("mean", [2, 2, 1]), ("last", [0, 0, 1])])
+def test_a_prompt_may_be_pooled_and_nothing_is_drawn(pooling: Pooling, outputs: list[int]) -> None:
+    s = scheduler(max_step_tokens=2)
+    s.add(1, (1, 2, 3, 4, 5), Sampling(), 0, frozenset(), PromptReading(pooling=pooling))
+    for wanted in outputs:
+        scheduled = s.schedule(0.0)
+        assert scheduled is not None
+        assert [row.outputs for row in scheduled.step.rows] == [wanted]
+        assert [readout.pooled for readout in scheduled.readouts] == [True] * bool(wanted)
+        emitted = s.commit(scheduled.step, [], 0.0)
+    assert emitted == (Emitted(1, (), "length"),)
+    flush = s.schedule(0.0)
+    assert flush is not None and flush.step.ended == (1,)

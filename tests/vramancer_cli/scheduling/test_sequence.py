@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from transport.messages import StepRow
+from vramancer_cli.models.readout import PromptReading, Readout
 from vramancer_cli.models.sampling import Draw, Sampling
 from vramancer_cli.scheduling.sequence import Sequence
 
@@ -20,10 +21,10 @@ def test_a_prompt_goes_out_in_chunks_and_only_the_last_is_sampled() -> None:
     s = sequence()
     s.blocks.extend((4, 5, 6))
     assert s.next_tokens(3) == (1, 2, 3)
-    assert s.launch(3) == StepRow(7, 0, 3, (0,), ((4, 5, 6),), sampled=False)
+    assert s.launch(3) == StepRow(7, 0, 3, (0,), ((4, 5, 6),), outputs=0)
     s.land(3)
     assert s.next_tokens(2) == (4, 5)
-    assert s.launch(2) == StepRow(7, 3, 2, (3,), ((),), sampled=True)
+    assert s.launch(2) == StepRow(7, 3, 2, (3,), ((),), outputs=1)
 
 
 def test_blocks_are_announced_once() -> None:
@@ -33,7 +34,7 @@ def test_blocks_are_announced_once() -> None:
     s.land(1)
     s.accept(50)
     s.blocks.append(8)
-    assert s.launch(1) == StepRow(7, 1, 1, (1,), ((8,),), sampled=True)
+    assert s.launch(1) == StepRow(7, 1, 1, (1,), ((8,),), outputs=1)
 
 
 @pytest.mark.parametrize(
@@ -59,3 +60,39 @@ def test_dropping_the_cache_keeps_tokens_and_the_draw() -> None:
     assert s.drop_cache() == (3, 1)
     assert (s.uncached_tokens, s.announced_blocks, s.blocks) == (7, 0, [])
     assert s.next_draw == Draw(SAMPLING, 2)
+
+
+def test_a_state_slot_is_announced_with_the_first_row_only() -> None:
+    s = sequence(state_slot=3)
+    s.blocks.extend((4, 5))
+    assert s.launch(3) == StepRow(7, 0, 3, (0, 0), ((4, 5), (3,)), outputs=0)
+    s.land(3)
+    assert s.launch(2) == StepRow(7, 3, 2, (2, 1), ((), ()), outputs=1)
+    s.drop_cache()
+    assert s.state_slot == -1
+
+
+def test_a_prompt_that_is_scored_wants_the_outputs_of_every_token_once() -> None:
+    s = sequence(reading=PromptReading(top_logprobs=3))
+    assert s.next_readout(2) == Readout(7, 2, targets=(2, 3), top_logprobs=3)
+    assert s.launch(2).outputs == 2
+    s.land(2)
+    s.drop_cache()
+    assert s.next_readout(1) is None, "it was read before the sequence was thrown out"
+    assert s.next_readout(4) == Readout(7, 2, targets=(4, 5), top_logprobs=3)
+    last = s.next_readout(5)
+    assert last == Readout(7, 3, s.next_draw, targets=(4, 5), top_logprobs=3)
+    assert s.launch(5).outputs == 3
+    s.land(5)
+    s.accept(8)
+    assert s.next_readout(1) == Readout(7, 1, s.next_draw)
+    s.drop_cache()
+    assert s.next_readout(6) == Readout(7, 1, s.next_draw)
+
+
+def test_a_prompt_that_is_pooled_draws_nothing_where_nothing_follows() -> None:
+    mean, last = (sequence(reading=PromptReading(pooling=pooling), max_tokens=0) for pooling in ("mean", "last"))
+    assert mean.next_readout(5) == Readout(7, 5, pooled=True)
+    assert last.next_readout(4) is None
+    assert last.next_readout(5) == Readout(7, 1, pooled=True)
+    assert (mean.launch(5).outputs, last.launch(5).outputs) == (5, 1)

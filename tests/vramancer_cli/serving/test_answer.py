@@ -1,20 +1,29 @@
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.helpers.scripted_server import ScriptedDeployment
+from tests.helpers.scripted_server import ScriptedDeployment, byte_level_folder
 from vramancer_cli.errors import InvalidRequestError
+from vramancer_cli.models.readout import TokenScore
 from vramancer_cli.models.sampling import Sampling
 from vramancer_cli.runtime.contracts import Generated, GenerationRequest
 from vramancer_cli.serving.answer import CutAnswerError, answer, generation_request, prompt_tokens
 from vramancer_cli.serving.openai import ChatMessage, ChatQuery, Options, TextQuery
+from vramancer_cli.serving.replies import Piece
+from vramancer_cli.serving.sampling_params import SamplingParams
 from vramancer_cli.serving.text import TextTools
 
-PLAIN = Options(1.0, 1.0, max_tokens=None, seed=None, stop=(), stream=False, include_usage=False)
+PLAIN = Options(SamplingParams(temperature=1.0, top_p=1.0))
+
+
+def sampled(**fields: Any) -> Options:
+    return replace(PLAIN, sampling=replace(PLAIN.sampling, **fields))
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +57,13 @@ def test_too_long_names_the_numbers(tools: TextTools, prompt: int, limit: int | 
 
 
 def test_seeds_are_kept_or_fresh(tools: TextTools) -> None:
-    assert asked(tools, replace(PLAIN, seed=7)).sampling.seed == 7
-    assert asked(tools, replace(PLAIN, seed=-1)).sampling.seed == 2**63 - 1
+    assert asked(tools, sampled(seed=7)).sampling.seed == 7
+    assert asked(tools, sampled(seed=-1)).sampling.seed == 2**63 - 1
     assert len({asked(tools).sampling.seed for _ in range(8)}) == 8
 
 
 def test_top_p_0_is_greedy(tools: TextTools) -> None:
-    assert asked(tools, replace(PLAIN, top_p=0.0)).sampling.temperature == 0.0
+    assert asked(tools, sampled(top_p=0.0)).sampling.temperature == 0.0
 
 
 def test_the_models_stop_tokens_go_along(tools: TextTools) -> None:
@@ -102,6 +111,70 @@ async def test_a_stop_string_ends_the_answer_and_aborts_the_request(folder: Path
 
 async def test_what_is_held_back_for_a_stop_comes_at_the_end(folder: Path, tools: TextTools) -> None:
     assert (await said(ScriptedDeployment(folder, text="the en"), tools, "end"))[0] == "the en"
+
+
+async def test_a_choice_that_meets_its_stop_string_is_dropped_and_the_others_go_on(
+    folder: Path, tools: TextTools
+) -> None:
+    class Differing(ScriptedDeployment):
+        async def generate(self, request: GenerationRequest) -> AsyncGenerator[Generated, None]:
+            for token in tools.encode("one two three"):
+                yield Generated((token,), choice=0)
+                yield Generated(tools.encode("x"), choice=1)
+            yield Generated((), "length", 0)
+            yield Generated((), "length", 1)
+
+    deployment = Differing(folder)
+    request = GenerationRequest("id", (5,), Sampling(), 100, choices=2)
+    pieces = [piece async for piece in answer(deployment, request, tools, ["two"])]
+    texts = ["".join(piece.text for piece in pieces if piece.choice == choice) for choice in (0, 1)]
+    assert texts == ["one ", "x" * len(tools.encode("one two three"))]
+    assert [(p.choice, p.finish_reason) for p in pieces if p.finish_reason] == [(0, "stop"), (1, "length")]
+    assert deployment.dropped == [("id", 0)]
+
+
+async def test_the_text_of_the_first_min_tokens_is_no_stop_string(folder: Path, tools: TextTools) -> None:
+    deployment = ScriptedDeployment(folder, text="x x x x")
+    request = GenerationRequest("id", (5,), Sampling(min_tokens=3), 100)
+    pieces = [piece async for piece in answer(deployment, request, tools, ["x"])]
+    assert "".join(piece.text for piece in pieces).count("x") == tools.decode(deployment.tokens[:3]).count("x") > 0
+    assert pieces[-1].finish_reason == "stop"
+
+
+async def test_an_echo_waits_until_the_whole_prompt_is_scored(folder: Path, tools: TextTools) -> None:
+    class Overtaking(ScriptedDeployment):
+        async def generate(self, request: GenerationRequest) -> AsyncGenerator[Generated, None]:
+            yield Generated((), prompt_scores=(TokenScore(6, -1.0),))
+            yield Generated(tools.encode("b"), "length", 1)
+            yield Generated((), prompt_scores=(TokenScore(7, -2.0),))
+            yield Generated(tools.encode("a"), "length", 0)
+
+    request = GenerationRequest("id", (5, 6, 7), Sampling(top_logprobs=0), 1, choices=2, prompt_logprobs=0)
+    pieces = [piece async for piece in answer(Overtaking(folder), request, tools, [], echo="prompt ")]
+    scores = (TokenScore(5, None), TokenScore(6, -1.0), TokenScore(7, -2.0))
+    assert pieces[:2] == [Piece("prompt ", choice=choice, scores=scores) for choice in (0, 1)]
+    assert [(piece.choice, piece.text) for piece in pieces[2:] if piece.text] == [(1, "b"), (0, "a")]
+
+
+def test_what_a_request_leaves_open_the_checkpoint_decides(tmp_path: Path) -> None:
+    byte_level_folder(tmp_path)
+    declared = {"temperature": 0.6, "top_p": 0.9, "top_k": 20, "min_p": 0.05, "repetition_penalty": 1.05}
+    (tmp_path / "generation_config.json").write_text(json.dumps(declared))
+    tools = TextTools.load(tmp_path)
+    assert asked(tools, Options(SamplingParams(seed=1))).sampling == Sampling(0.6, 0.9, 1, 20, 0.05, 1.05)
+    said = SamplingParams(0.0, 1.0, -1, 0.0, 1.0, seed=1)
+    assert asked(tools, Options(said)).sampling == Sampling(0.0, 1.0, 1)
+
+
+def test_answers_to_be_ranked_are_scored_and_only_an_echo_reads_the_prompt(tools: TextTools) -> None:
+    assert asked(tools, replace(PLAIN, n=2, best_of=3)).sampling.top_logprobs == 0
+    assert asked(tools, replace(PLAIN, n=2, best_of=2)).sampling.top_logprobs is None
+    echoing = replace(sampled(top_logprobs=4), echo=True)
+    assert [asked(tools, options).prompt_logprobs for options in (PLAIN, sampled(top_logprobs=4), echoing)] == [
+        None, None, 4,
+    ]  # fmt: skip
+    assert asked(tools, replace(PLAIN, echo=True)).prompt_logprobs is None
+    assert asked(tools, replace(PLAIN, echo=True, max_tokens=0)).prompt_logprobs == 0
 
 
 async def test_a_generator_that_just_ends_is_a_cut_answer(folder: Path, tools: TextTools) -> None:

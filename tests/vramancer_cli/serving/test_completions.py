@@ -17,7 +17,9 @@ from openai import AsyncOpenAI
 
 from tests.helpers.scripted_server import FixedAdmin, ScriptedDeployment, byte_level_folder, cluster_status, serving
 from vramancer_cli.errors import NodeLostError, NotReadyError, QueueFullError
+from vramancer_cli.models.sampling import Sampling
 from vramancer_cli.serving.settings import ServerSettings
+from vramancer_cli.serving.text import TextTools
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
 SAID = "Machines share — one model. 漢🙂"
@@ -88,6 +90,140 @@ async def test_max_tokens_and_stop(deployment: ScriptedDeployment) -> None:
     assert deployment.requests[2].max_tokens == 16 and default.choices
 
 
+async def test_chat_logprobs_name_tokens_and_their_bytes(deployment: ScriptedDeployment) -> None:
+    async with client(deployment) as api:
+        reply = await api.chat.completions.create(model="scripted", messages=HELLO, logprobs=True, top_logprobs=2)
+        bare = await api.chat.completions.create(model="scripted", messages=HELLO, logprobs=True)
+        without = await api.chat.completions.create(model="scripted", messages=HELLO)
+    assert reply.choices[0].logprobs is not None
+    content = reply.choices[0].logprobs.content or []
+    assert bytes(byte for entry in content for byte in entry.bytes or []).decode() == SAID
+    assert {entry.logprob for entry in content} == {-0.25}
+    assert [[top.logprob for top in entry.top_logprobs] for entry in content] == [[-0.5, -1.5]] * len(content)
+    partial = [entry for entry in content if entry.token.startswith("\\x")]
+    assert partial and all(entry.token == "".join(f"\\x{b:02x}" for b in entry.bytes or []) for entry in partial)
+    assert bare.choices[0].logprobs is not None and not (bare.choices[0].logprobs.content or [])[0].top_logprobs
+    assert without.choices[0].logprobs is None
+    assert [request.sampling.top_logprobs for request in deployment.requests] == [2, 0, None]
+
+
+async def test_streamed_logprobs_are_those_of_the_whole_answer(deployment: ScriptedDeployment) -> None:
+    async with client(deployment) as api:
+        whole = await api.chat.completions.create(model="scripted", messages=HELLO, logprobs=True, stop=" model")
+        stream = await api.chat.completions.create(
+            model="scripted", messages=HELLO, logprobs=True, stop=" model", stream=True
+        )
+        chunks = [chunk async for chunk in stream]
+    streamed = [e for c in chunks if (logprobs := c.choices[0].logprobs) for e in logprobs.content or []]
+    assert whole.choices[0].logprobs is not None and streamed == whole.choices[0].logprobs.content
+    assert "".join(c.choices[0].delta.content or "" for c in chunks) == whole.choices[0].message.content
+
+
+async def test_the_older_logprobs_have_four_lists_that_fit_the_text(deployment: ScriptedDeployment) -> None:
+    async with client(deployment) as api:
+        reply = await api.completions.create(model="scripted", prompt="hello", max_tokens=50, logprobs=2)
+        stream = await api.completions.create(model="scripted", prompt="hello", max_tokens=50, logprobs=2, stream=True)
+        parts = [chunk.choices[0].logprobs async for chunk in stream if chunk.choices[0].logprobs]
+    logprobs = reply.choices[0].logprobs
+    assert logprobs is not None and logprobs.tokens and logprobs.text_offset and logprobs.top_logprobs
+    whole_tokens = [place for place, token in enumerate(logprobs.tokens) if not token.startswith("bytes:")]
+    for place in whole_tokens:
+        assert SAID[logprobs.text_offset[place] :].startswith(logprobs.tokens[place])
+    assert len(whole_tokens) < len(logprobs.tokens)
+    assert all(len(top) == 3 for top in logprobs.top_logprobs), "the chosen token is among them"
+    assert [token for part in parts for token in part.tokens or []] == logprobs.tokens
+    assert [offset for part in parts for offset in part.text_offset or []] == logprobs.text_offset
+
+
+@pytest.mark.parametrize("prompt", ["Machines share", [300, 12, 280, 0]])
+async def test_echo_begins_with_the_prompt_and_its_logprobs(
+    deployment: ScriptedDeployment, prompt: str | list[int]
+) -> None:
+    tools = TextTools.load(deployment.folder)
+    ids = list(tools.encode(prompt)) if isinstance(prompt, str) else prompt
+    asked: Any = {"model": "scripted", "prompt": prompt, "echo": True}
+    async with client(deployment) as api:
+        plain = await api.completions.create(**asked, max_tokens=50)
+        scored = await api.completions.create(**asked, max_tokens=50, logprobs=0, n=2)
+        alone = await api.completions.create(**asked, max_tokens=0, logprobs=1)
+        stream = await api.completions.create(**asked, max_tokens=50, logprobs=0, stream=True)
+        streamed = [chunk.choices[0] async for chunk in stream]
+    text = tools.decode(ids)
+    assert plain.choices[0].text == text + SAID and plain.choices[0].logprobs is None
+    for choice in scored.choices:
+        assert choice.text == text + SAID and choice.logprobs is not None
+        values = choice.logprobs.token_logprobs or []
+        own = -(1 + choice.index) / 4
+        assert values == [None, *[-2.0] * (len(ids) - 1), *[own] * len(deployment.tokens)]
+    assert alone.choices[0].text == text and alone.choices[0].finish_reason == "length"
+    assert alone.usage is not None and alone.usage.completion_tokens == 0
+    logprobs = alone.choices[0].logprobs
+    assert logprobs is not None and logprobs.token_logprobs == [None, *[-2.0] * (len(ids) - 1)]
+    assert (logprobs.top_logprobs or [0])[0] is None
+    assert "".join(choice.text for choice in streamed) == text + SAID
+    values = [v for choice in streamed if choice.logprobs for v in choice.logprobs.token_logprobs or []]
+    assert values == (scored.choices[0].logprobs.token_logprobs if scored.choices[0].logprobs else None)
+
+
+async def test_several_choices_whole_and_streamed(deployment: ScriptedDeployment) -> None:
+    async with client(deployment) as api:
+        whole = await api.chat.completions.create(model="scripted", messages=HELLO, n=3)
+        stream = await api.chat.completions.create(
+            model="scripted", messages=HELLO, n=2, stream=True, stream_options={"include_usage": True}
+        )
+        chunks = [chunk async for chunk in stream]
+    assert [(c.index, c.message.content, c.finish_reason) for c in whole.choices] == [
+        (index, SAID, "stop") for index in range(3)
+    ]
+    assert whole.usage is not None and whole.usage.completion_tokens == 3 * len(deployment.tokens)
+    for index in (0, 1):
+        own = [c.choices[0] for c in chunks if c.choices and c.choices[0].index == index]
+        assert own[0].delta.role == "assistant" and own[-1].finish_reason == "stop"
+        assert "".join(c.delta.content or "" for c in own) == SAID
+    assert chunks[-1].usage is not None and chunks[-1].usage.completion_tokens == 2 * len(deployment.tokens)
+
+
+async def test_best_of_gives_the_likeliest_answers_first(deployment: ScriptedDeployment) -> None:
+    async with client(deployment) as api:
+        asked: Any = {"model": "scripted", "prompt": "hi", "n": 2, "max_tokens": 50}
+        reply = await api.completions.create(**asked, best_of=4, logprobs=0)
+        bare = await api.completions.create(**asked, best_of=4)
+        with pytest.raises(openai.BadRequestError) as streamed:
+            await api.completions.create(**asked, best_of=4, stream=True)
+    firsts = [(choice.index, (choice.logprobs.token_logprobs or [0])[0]) for choice in reply.choices if choice.logprobs]
+    assert firsts == [(0, -0.25), (1, -0.5)]
+    assert [choice.logprobs for choice in bare.choices] == [None, None]
+    assert reply.usage is not None and reply.usage.completion_tokens == 4 * len(deployment.tokens)
+    assert streamed.value.param == "best_of"
+
+
+async def test_every_sampling_field_reaches_the_engine(deployment: ScriptedDeployment) -> None:
+    async with client(deployment) as api:
+        await api.completions.create(
+            model="scripted",
+            prompt="hi",
+            temperature=0.5,
+            top_p=0.9,
+            presence_penalty=-1,
+            frequency_penalty=2,
+            logit_bias={"7": -100, "9": 2},
+            seed=11,
+            extra_body={
+                "top_k": 12,
+                "min_p": 0.1,
+                "repetition_penalty": 1.2,
+                "min_tokens": 3,
+                "stop_token_ids": [5],
+            },
+        )
+        with pytest.raises(openai.BadRequestError) as outside:
+            await api.completions.create(model="scripted", prompt="hi", logit_bias={"9999": 1})
+    [request] = deployment.requests
+    assert request.sampling == Sampling(0.5, 0.9, 11, 12, 0.1, 1.2, -1.0, 2.0, ((7, -100.0), (9, 2.0)), 3)
+    assert request.stop_token_ids == {0, 1, 5}
+    assert outside.value.param == "logit_bias" and "9999" in outside.value.message
+
+
 async def test_models(folder: Path) -> None:
     async with client(ScriptedDeployment(folder), ScriptedDeployment(folder, name="org/other")) as api:
         assert [model.id async for model in api.models.list()] == ["scripted", "org/other"]
@@ -103,7 +239,7 @@ async def test_errors_of_the_request(deployment: ScriptedDeployment) -> None:
         with pytest.raises(openai.BadRequestError) as wrong:
             await api.chat.completions.create(model="scripted", messages=HELLO, temperature=9)
         with pytest.raises(openai.BadRequestError) as several:
-            await api.chat.completions.create(model="scripted", messages=HELLO, n=2)
+            await api.chat.completions.create(model="scripted", messages=HELLO, n=99)
         with pytest.raises(openai.BadRequestError) as long:
             await api.chat.completions.create(model="scripted", messages=HELLO, max_tokens=10_000)
         with pytest.raises(openai.BadRequestError) as long_stream:

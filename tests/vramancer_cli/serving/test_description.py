@@ -11,8 +11,19 @@ import pytest
 from aiohttp import ClientSession
 
 from tests.helpers.scripted_server import serving
+from vramancer_cli.models.sampling import TOP_LOGPROBS_LIMIT
 from vramancer_cli.serving.app import KEY_HEADERS, ROUTES
-from vramancer_cli.serving.openai import MAX_STOP_CHARACTERS, MAX_STOPS, ROLES
+from vramancer_cli.serving.embeddings import MAX_INPUTS, MAX_TOKENS
+from vramancer_cli.serving.openai import MAX_CHOICES, MAX_STOP_CHARACTERS, MAX_STOPS, ROLES
+from vramancer_cli.serving.sampling_params import (
+    LEAST_REPETITION_PENALTY,
+    MAX_BIASES,
+    MAX_STOP_TOKEN_IDS,
+    MAX_TOP_K,
+    MOST_BIAS,
+    MOST_PENALTY,
+    MOST_REPETITION_PENALTY,
+)
 from vramancer_cli.serving.signing import SCHEME
 
 
@@ -50,6 +61,23 @@ def test_its_bounds_are_those_of_the_parser(described: dict[str, Any]) -> None:
     assert set(schemas["ChatMessage"]["properties"]["role"]["enum"]) == ROLES
     _, one, several = schemas["ChatRequest"]["properties"]["stop"]["oneOf"]
     assert one["maxLength"] == several["items"]["maxLength"] == MAX_STOP_CHARACTERS and several["maxItems"] == MAX_STOPS
+    for schema, low, high in (
+        ("TopK", -1, MAX_TOP_K),
+        ("MinP", 0, 1),
+        ("RepetitionPenalty", LEAST_REPETITION_PENALTY, MOST_REPETITION_PENALTY),
+        ("Penalty", -MOST_PENALTY, MOST_PENALTY),
+        ("ChoiceCount", 1, MAX_CHOICES),
+        ("BestOf", 1, MAX_CHOICES),
+    ):
+        assert (schemas[schema]["minimum"], schemas[schema]["maximum"]) == (low, high)
+    biases = schemas["LogitBias"]
+    assert (biases["maxProperties"], biases["additionalProperties"]["maximum"]) == (MAX_BIASES, MOST_BIAS)
+    assert schemas["StopTokenIds"]["maxItems"] == MAX_STOP_TOKEN_IDS
+    assert schemas["ChatRequest"]["properties"]["top_logprobs"]["maximum"] == TOP_LOGPROBS_LIMIT
+    assert schemas["CompletionRequest"]["properties"]["logprobs"]["maximum"] == TOP_LOGPROBS_LIMIT
+    _, inputs = schemas["EmbeddingRequest"]["properties"]["input"]["anyOf"]
+    assert inputs["maxItems"] == MAX_INPUTS
+    assert f"{MAX_TOKENS} tokens" in schemas["EmbeddingRequest"]["properties"]["input"]["description"]
 
 
 async def test_it_is_served_to_everyone(described: dict[str, Any]) -> None:

@@ -10,11 +10,14 @@ from hypothesis import strategies as st
 from vramancer_cli.errors import InvalidRequestError
 from vramancer_cli.serving.openai import (
     CHAT_UNSUPPORTED,
+    MAX_CHOICES,
     TEXT_UNSUPPORTED,
     ChatMessage,
+    Options,
     parse_chat,
     parse_text,
 )
+from vramancer_cli.serving.sampling_params import SamplingParams
 
 HELLO = [{"role": "user", "content": "hello"}]
 
@@ -30,11 +33,7 @@ def text(**fields: Any) -> bytes:
 def test_a_bare_chat_request_has_openai_defaults() -> None:
     query = parse_chat(chat())
     assert query.messages == (ChatMessage("user", "hello"),)
-    assert (query.options.temperature, query.options.top_p) == (None, None)
-    assert query.options.max_tokens is None
-    assert query.options.seed is None
-    assert query.options.stop == ()
-    assert not query.options.stream
+    assert query.options == Options(SamplingParams())
 
 
 def test_every_honoured_field_arrives() -> None:
@@ -48,7 +47,8 @@ def test_every_honoured_field_arrives() -> None:
         stream_options={"include_usage": True},
     )
     options = parse_chat(raw).options
-    assert (options.temperature, options.top_p, options.max_tokens, options.seed) == (0.0, 0.5, 7, -3)
+    assert options.sampling == SamplingParams(temperature=0.0, top_p=0.5, seed=-3)
+    assert options.max_tokens == 7
     assert options.stop == ("a", "b")
     assert options.stream and options.include_usage
 
@@ -106,12 +106,14 @@ def test_completions_default_to_16_tokens() -> None:
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"stream": True, "stream_options": []}, "stream_options"),
         ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
-        ({"n": 2}, "n"),
+        ({"n": 0}, "n"),
+        ({"n": MAX_CHOICES + 1}, "n"),
         ({"n": True}, "n"),
-        ({"logprobs": True}, "logprobs"),
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty"),
+        ({"n": 3, "best_of": 2}, "best_of"),
+        ({"n": 1, "best_of": 2, "stream": True}, "best_of"),
+        ({"max_tokens": 4, "min_tokens": 5}, "min_tokens"),
     ],
 )
 def test_a_wrong_chat_field_is_named(fields: dict[str, Any], param: str) -> None:

@@ -13,13 +13,14 @@ from pathlib import Path
 import torch
 
 from transport.errors import LocalProtocolError
-from transport.messages import Plan
-from transport.types import LayerRange
+from transport.messages import Plan, Step
 from vramancer_cli.engine import architecture, weights
+from vramancer_cli.engine.boundary import Boundary, gathered, nothing
 from vramancer_cli.engine.checkpoint import Checkpoint
 from vramancer_cli.engine.memory import MemoryBudget, Reservation
 from vramancer_cli.engine.stage import checked, release
 from vramancer_cli.engine.tensors import DTYPES
+from vramancer_cli.engine.trace import positions_for, trace_layers
 from vramancer_cli.engine.weights import HEAD_COPIES, Progress
 from vramancer_cli.errors import ModelError, VramancerError
 from vramancer_cli.models.sampling import Draw
@@ -36,10 +37,10 @@ class EndsModel:
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
         self._checkpoint = checkpoint
-        self._model = architecture.build(checkpoint, dtype)
-        architecture.keep(self._model, LayerRange(0, 0), ends=True)
-        parts = architecture.parts_of(self._model)
-        self._before, self._after = parts.before, parts.after
+        trace = trace_layers(checkpoint)
+        self._model = architecture.build(checkpoint, dtype, ragged=trace.ragged)
+        self._split = architecture.keep_ends(self._model, trace.seams)
+        self._entering, self._result = trace.seams.at(0), trace.seams.result
         self.vocab_size: int = self._model.config.get_text_config().vocab_size
         self.weights_bytes = weights.weights_bytes(self._model)
 
@@ -52,39 +53,28 @@ class EndsModel:
         """Free the weights at once, whoever still refers to the model."""
         architecture.free(self._model)
 
-    def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """[T] int64 in, [T, hidden] out."""
-        base = architecture.base_model(self._model)
-        value = token_ids[None]
-        for name in self._before:
-            value = base.get_submodule(name)(value)
-        return value[0]
+    def embed(self, token_ids: torch.Tensor, positions: torch.Tensor) -> Boundary:
+        """[T] int64 each in; what crosses before the first layer out."""
+        if not token_ids.numel():
+            return nothing(self._entering, self._model.dtype, token_ids.device)
+        arguments = positions_for(self._model, positions[None]) | {"use_cache": False}
+        return gathered(self._entering, self._split.prologue(input_ids=token_ids[None], **arguments))
 
-    def logits(self, rows: torch.Tensor) -> torch.Tensor:
-        """[R, hidden] in; [R, vocabulary] float32 out, with whatever the family does to its logits."""
-        return self._model(inputs_embeds=rows[None], use_cache=False).logits[0].float()
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[R, width] as the last layer gave them in; [R, vocabulary] float32 out, after all that the family does then."""
+        ids = torch.zeros(1, hidden.shape[0], dtype=torch.int64, device=hidden.device)
+        output = self._split.epilogue(self._result.from_rows(hidden), input_ids=ids, use_cache=False)
+        return output.logits[0].float()
 
     def _try(self, device: torch.device) -> None:
         """Two tokens through both ends, to find out now what would go wrong in every answer.
 
-        Raises ModelError where the base model does more to token ids than the pipeline plan says, and
-        NonFiniteLogitsError for weights that give no answer at all.
+        Raises NonFiniteLogitsError for weights that give no answer at all.
         """
         ids = torch.tensor([0, self.vocab_size - 1], device=device)
         with torch.inference_mode():
-            embedded = finite(self.embed(ids))
-            if not torch.equal(self._before_norm(ids), embedded):
-                raise ModelError(f"The family '{self._model.config.model_type}' embeds in a way that cannot be split.")
-            finite(self.logits(embedded))
-
-    def _before_norm(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """What the base model hands to its final norm when it is given ids and has no layers."""
-        seen: list[torch.Tensor] = []
-        norm = architecture.base_model(self._model).get_submodule(self._after[0])
-        hook = norm.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0][0]))
-        self._model(input_ids=token_ids[None], use_cache=False)
-        hook.remove()
-        return seen[0]
+            hidden = finite(self.embed(ids, torch.arange(2, device=device)).hidden)
+            finite(self.logits(hidden[:, : self._result.width]))
 
 
 class TorchEnds:
@@ -97,24 +87,30 @@ class TorchEnds:
         self._rows_at_once = rows_at_once
         self._held = held
 
-    def embed(self, token_ids: Sequence[int]) -> torch.Tensor:
-        """[T, hidden]. Raises ModelError for an id outside the vocabulary, before a device trips over it."""
+    def embed(self, step: Step, token_ids: Sequence[int]) -> Boundary:
+        """The step's tokens, in row order; what crosses before the first layer.
+
+        Raises ModelError for an id outside the vocabulary, before a device trips over it.
+        """
         model = self._open()
         if token_ids and not (min(token_ids) >= 0 and max(token_ids) < model.vocab_size):
             raise ModelError(f"A token id is outside the model's vocabulary of {model.vocab_size}.")
         with torch.inference_mode():
-            return model.embed(torch.tensor(token_ids, dtype=torch.int64).to(self._device))
+            positions = [position for row in step.rows for position in range(row.start, row.start + row.count)]
+            both = torch.tensor([token_ids, positions], dtype=torch.int64).to(self._device)
+            return model.embed(both[0], both[1])
 
     def logits(self, rows: torch.Tensor) -> torch.Tensor:
-        """[R, hidden] in, [R, vocabulary] float32 out. Raises NonFiniteLogitsError."""
+        """[R, width] as they came out of the last stage in, [R, vocabulary] float32 out. Raises NonFiniteLogitsError."""
         with torch.inference_mode():
             return finite(self._open().logits(rows.to(self._device)))
 
-    def sample(self, rows: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
-        """Sampled rows of the last stage [R, hidden] and R draws in; R token ids out.
+    def sample(self, boundary: Boundary, draws: Sequence[Draw]) -> list[int]:
+        """What came out of the last stage for R rows, and R draws in; R token ids out.
 
         Raises NonFiniteLogitsError, and LocalProtocolError where rows and draws do not go together.
         """
+        rows = boundary.hidden
         if rows.shape[0] != len(draws):
             raise LocalProtocolError(f"{rows.shape[0]} rows came for {len(draws)} draws.")
         chosen: list[int] = []

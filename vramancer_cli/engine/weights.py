@@ -25,11 +25,10 @@ from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging as transformers_logging
 
 from transport.messages import ModelRef
-from transport.types import LayerRange
 from vramancer_cli.engine import architecture
 from vramancer_cli.engine.checkpoint import Checkpoint, StoredTensor, open_checkpoint
 from vramancer_cli.engine.tensors import DTYPES
-from vramancer_cli.engine.trace import refuse_hidden_work, trace_layers
+from vramancer_cli.engine.trace import Trace, trace_layers
 from vramancer_cli.errors import ModelError
 from vramancer_cli.models.facts import ModelFacts
 
@@ -60,7 +59,6 @@ def model_facts(folder: Path, ref: ModelRef) -> ModelFacts:
     layer_count = len(architecture.layers_of(model))
     trace = trace_layers(checkpoint)
     owned_tensors(model, checkpoint)
-    _refuse_split_work(model, config.hidden_size)
     head_elements = -(-HEAD_COPIES * config.vocab_size // HEAD_ROW_TOKENS)
     return ModelFacts(
         ref=ref,
@@ -71,7 +69,8 @@ def model_facts(folder: Path, ref: ModelRef) -> ModelFacts:
         checkpoint_dtype=_checkpoint_dtype(checkpoint),
         layer_parameters=tuple(by_layer[index] for index in range(layer_count)),
         ends_parameters=by_layer[None],
-        kv_elements_per_token=tuple(trace.kv_shapes[index].elements for index in range(layer_count)),
+        kv_elements_per_token=tuple(trace.kv_elements(index) for index in range(layer_count)),
+        state_elements_per_sequence=_states(trace, layer_count),
         workspace_elements_per_token=max(trace.live_elements, head_elements),
     )
 
@@ -222,10 +221,9 @@ def _refuse_unfilled(model: PreTrainedModel) -> None:
             raise ModelError(f"The checkpoint lacks the weight '{name}'.", hint="Download the model again.")
 
 
-def _refuse_split_work(model: PreTrainedModel, hidden_size: int) -> None:
-    architecture.keep(model, LayerRange(0, 0), ends=False)
-    architecture.fill_buffers(model, torch.device("cpu"))
-    refuse_hidden_work(model, hidden_size)
+def _states(trace: Trace, layer_count: int) -> tuple[int, ...]:
+    elements = tuple(trace.state_elements(index) for index in range(layer_count))
+    return elements if any(elements) else ()
 
 
 def _checkpoint_dtype(checkpoint: Checkpoint) -> str:

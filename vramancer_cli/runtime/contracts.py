@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -15,7 +15,8 @@ from vramancer_cli.models.facts import ModelFacts
 from vramancer_cli.models.sampling import Draw, Sampling
 
 Hidden = Any
-"""A tensor of hidden states, [tokens, hidden]. The runtime carries it and never looks inside."""
+"""What crosses a cut of the model for a step's tokens: hidden states, and what else later layers need. The runtime
+carries it and never looks inside."""
 
 Progress = Callable[[int, int], None]
 """(loaded bytes, total bytes), called on the loading thread."""
@@ -44,7 +45,9 @@ class Stage(Protocol):
 class Ends(Protocol):
     """Embedding, final norm, output head and sampler. Every method on the device's thread."""
 
-    def embed(self, token_ids: Sequence[int]) -> Hidden: ...
+    def embed(self, step: Step, token_ids: Sequence[int]) -> Hidden:
+        """The step's tokens, in row order."""
+        ...
 
     def sample(self, rows: Hidden, draws: Sequence[Draw]) -> list[int]:
         """Sampled rows of the last stage [R, hidden] and R draws in; R token ids out."""
@@ -83,9 +86,11 @@ class Engine(Protocol):
 
     def load_ends(self, folder: Path, plan: Plan, progress: Progress) -> Ends: ...
 
-    def to_buffer(self, name: str, hidden: Hidden) -> TensorBuffer: ...
+    def to_buffers(self, hidden: Hidden) -> tuple[TensorBuffer, ...]:
+        """Hidden states first, as "hidden_states"; all have one row per token."""
+        ...
 
-    def from_buffer(self, buffer: TensorBuffer) -> Hidden:
+    def from_buffers(self, buffers: Mapping[str, TensorBuffer]) -> Hidden:
         """Raises RemoteProtocolError for a wrong shape, dtype or non-finite values."""
         ...
 

@@ -63,7 +63,7 @@ _SIZES: Final[dict[str, Any]] = {
     "index_topk": TOP_K,
     "index_topk_blocks": 2,
     "index_block_size": 4,
-    "index_n_heads": 2,
+    "index_n_heads": 16,
     "index_head_dim": 16,
     "block_size": 16,
     "n_routed_experts": 8,
@@ -99,7 +99,73 @@ _SIZES: Final[dict[str, Any]] = {
 }
 """What a field becomes in every family that has it."""
 
-QUIRKS: Final[dict[str, dict[str, Any]]] = {}
+_MIXED: Final = ["full_attention", "sliding_attention"] * 2
+_WINDOWED: Final[dict[str, Any]] = {"sliding_window": WINDOW_TOKENS, "layer_types": _MIXED}
+_ROPE: Final = {"rope_type": "default", "rope_theta": 10000.0}
+_SHARED_KV: Final[dict[str, Any]] = {
+    "num_hidden_layers": 8,
+    "layer_types": ["sliding_attention", "full_attention"] * 4,
+    "num_kv_shared_layers": 4,
+}
+_SPEECH_AND_VISION: Final[dict[str, Any]] = {
+    "vision_config": {
+        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
+        "crop_size": 28, "patch_size": 14,
+    },
+    "audio_config": {
+        "hidden_size": 16, "intermediate_size": 16, "num_blocks": 1, "num_attention_heads": 2,
+        "ext_pw_out_channel": 16, "depthwise_separable_out_channel": 16, "nemo_conv_channels": 16, "input_size": 16,
+    },
+}  # fmt: skip
+
+QUIRKS: Final[dict[str, dict[str, Any]]] = {
+    # Windows that the default leaves off.
+    "qwen2": {"use_sliding_window": True, **_WINDOWED},
+    "qwen2_moe": {"use_sliding_window": True, **_WINDOWED},
+    "qwen3": {"use_sliding_window": True, **_WINDOWED},
+    "qwen3_moe": {"use_sliding_window": True, "sliding_window": WINDOW_TOKENS},
+    "smollm3": {"use_sliding_window": True, "no_rope_layers": [1, 1, 0, 0], **_WINDOWED},
+    "mixtral": {"sliding_window": WINDOW_TOKENS},
+    "phi3": {"sliding_window": WINDOW_TOKENS},
+    "starcoder2": {"sliding_window": WINDOW_TOKENS},
+    "ministral": {"head_dim": 16, **_WINDOWED},
+    "ministral3": {"sliding_window": WINDOW_TOKENS},
+    "doge": {"keep_window_size": TOP_K},
+    # Layer types that the default does not mix.
+    "deepseek_v2": {"n_group": 4, "topk_group": 2, "topk_method": "group_limited_greedy", "num_experts_per_tok": 2},
+    "dots1": {"num_experts_per_tok": 2, "n_routed_experts": 8, "n_shared_experts": 1, "n_group": 4, "topk_group": 2, **_WINDOWED},
+    "cohere_compass_text": {"rope_parameters": {"sliding_attention": _ROPE, "full_attention": None}, **_WINDOWED},
+    "laguna": {
+        "num_attention_heads_per_layer": [4, 2, 4, 2],
+        "rope_parameters": {"sliding_attention": _ROPE, "full_attention": _ROPE},
+        **_WINDOWED,
+    },
+    "mellum": {"rope_parameters": {"sliding_attention": _ROPE, "full_attention": _ROPE}, **_WINDOWED},
+    "minimax_m3_vl_text": {"index_n_heads": 2, "layer_types": ["full_attention", "minimax_m3_sparse"] * 2},
+    "glm_moe_dsa": {"indexer_types": ["full", "shared"] * 2},
+    "deepseek_v4": {
+        "num_hidden_layers": 6,
+        "layer_types": ["sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention"] * 2,
+        "mlp_layer_types": ["hash_moe"] * 3 + ["moe"] * 3,
+        "compress_rates": {"compressed_sparse_attention": 4, "heavily_compressed_attention": 8},
+        "index_topk": 3,
+        "partial_rotary_factor": 0.5,
+    },
+    # Keys and values shared between layers, and heads of different sizes.
+    "gemma3n_text": {"activation_sparsity_pattern": [0.95, 0.0] * 4, "intermediate_size": 96, **_SHARED_KV},
+    "gemma4_text": {
+        "global_head_dim": 32, "enable_moe_block": True, "num_experts": 4, "top_k_experts": 2,
+        "moe_intermediate_size": 32, **_SHARED_KV,
+    },
+    "gemma4_unified_text": {"global_head_dim": 32, **_SHARED_KV},
+    # Sizes that have to fit each other.
+    "dots3_note_text": {
+        "head_dim": 24, "n_group": 4, "topk_group": 2, "swa_num_attention_heads": 4, "swa_num_key_value_heads": 4,
+        "swa_q_lora_rank": 24, "swa_kv_lora_rank": 32, "swa_head_dim": 24, "swa_qk_nope_head_dim": 16,
+        "swa_v_head_dim": 16,
+    },
+    "phi4_multimodal": _SPEECH_AND_VISION,
+}  # fmt: skip
 """By family: fields that have to fit each other in a way that their names do not tell."""
 
 
@@ -125,6 +191,10 @@ def _fields(kind: type[PretrainedConfig], default: PretrainedConfig) -> dict[str
         if name in declared:
             fields[name] = count
     fields |= {"bos_token_id": 0, "eos_token_id": None, "pad_token_id": None}
+    if "head_dim" in fields and declared["head_dim"] == declared.get("qk_rope_head_dim"):
+        fields["head_dim"] = fields["qk_rope_head_dim"]
+    if "kv_lora_rank" in fields:  # latent attention has a key head for every query head
+        fields["num_key_value_heads"] = fields["num_attention_heads"]
     fields |= QUIRKS.get(default.model_type, {})
     return fields
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tests.helpers.family_configs import VOCABULARY, tiny_config
@@ -26,6 +27,7 @@ from transport.types import LayerRange
 from vramancer_cli.engine.trace import trace_layers
 from vramancer_cli.engine.checkpoint import open_checkpoint
 from vramancer_cli.engine.torch_engine import TorchEngine
+from vramancer_cli.engine.weights import read_as
 
 TOLERANCE: Final = 1e-4
 MARGIN: Final = 1e-3
@@ -83,14 +85,28 @@ def make_family(folder: Path, family: str, seed: int) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_config(tiny_config(family), dtype=torch.float32)
     stir(model)
     model.save_pretrained(folder)
+    _keep_names(folder, model)
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
+def _keep_names(folder: Path, model: PreTrainedModel) -> None:
+    """Where transformers writes a name that it does not read back as the same weight, write the name without prefix."""
+    path = folder / "model.safetensors"
+    checkpoint, prefix = open_checkpoint(folder), f"{model.base_model_prefix}."
+    lost = {name for name in checkpoint.tensors if name in model.state_dict()} - read_as(model, checkpoint).keys()
+    if lost:
+        stored = {name.removeprefix(prefix) if name in lost else name: part for name, part in load_file(path).items()}
+        save_file(stored, path, {"format": "pt"})
+
+
 def stir(model: PreTrainedModel) -> None:
-    """Random noise on every weight, so that none keeps an initial value that switches a mechanism off."""
-    state = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    """Random noise on every weight, so that none keeps an initial value that switches a mechanism off.
+
+    Of the buffers only on biases: others are tables that have to fit each other.
+    """
+    biases = [tensor for name, tensor in model.named_buffers() if name.endswith("bias")]
     with torch.no_grad():
-        for tensor in state.values():
+        for tensor in (*model.parameters(), *biases):
             tensor.add_(torch.randn(tensor.shape) * 0.05)
 
 

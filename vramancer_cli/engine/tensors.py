@@ -17,14 +17,14 @@ from transport.types import TensorSpec
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """What a plan may compute in, and what hidden states may have on the wire."""
 
-_WIRE_DTYPES: Final = {**DTYPES, "int64": torch.int64}
+_WIRE_DTYPES: Final = {**DTYPES, "int32": torch.int32, "int64": torch.int64}
 """What may cross the wire: beside hidden states also token ids and chosen positions."""
 
 _NAMES: Final = {dtype: name for name, dtype in _WIRE_DTYPES.items()}
 
 
 def to_buffer(name: str, tensor: torch.Tensor) -> TensorBuffer:
-    """Describe `tensor` (any shape, of a float dtype or int64) and lend its bytes.
+    """Describe `tensor` (any shape, of a float dtype, int32 or int64) and lend its bytes.
 
     For a contiguous CPU tensor the view lies on its own storage and keeps it alive; the tensor must not be written
     to before the view is dropped. Raises LocalProtocolError for another dtype.

@@ -98,7 +98,7 @@ def owned_tensors(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[int | 
     Of a pair of tied weights one is enough: a stored copy of the other is left out. Raises ModelError where the
     checkpoint lacks one of the model's weights, or holds it in another shape.
     """
-    places = _targets(model, checkpoint)
+    places = read_as(model, checkpoint)
     _refuse_other_shapes(model, checkpoint, places)
     copies = _tied_copies(model, set(places.values()))
     places = {name: target for name, target in places.items() if target not in copies}
@@ -153,7 +153,7 @@ def _wrong_shape(name: str) -> ModelError:
     )
 
 
-def _targets(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, str]:
+def read_as(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, str]:
     """Name in the checkpoint -> name in the model, for the weights that the model has a place for."""
     state = model.state_dict()
     mapping = get_model_conversion_mapping(model)
@@ -174,7 +174,7 @@ def _tied_copies(model: PreTrainedModel, targets: Container[str]) -> dict[str, s
 
 def _refuse_untied_copies(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
     """config.json may say that two weights are one while the checkpoint holds two: then one of them lies."""
-    stored = {target: checkpoint.tensors[name] for name, target in _targets(model, checkpoint).items()}
+    stored = {target: checkpoint.tensors[name] for name, target in read_as(model, checkpoint).items()}
     for copy, source in _tied_copies(model, stored).items():
         if not stored[copy].same_bytes(stored[source]):
             raise ModelError(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
+from torch.fx.experimental import _config as symbolic_shapes
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
@@ -109,7 +110,7 @@ _KEPT_TRACES: Final = 4
 @lru_cache(maxsize=_KEPT_TRACES)
 def _traced(folder: Path, _digest: str) -> Trace:
     """Kept for a while: facts, shards and ends of one checkpoint ask for the same."""
-    with WorstCase(), ReadsZero():
+    with symbolic_shapes.patch(meta_nonzero_assume_all_nonzero=True), ReadsZero():
         return _traced_model(open_checkpoint(folder))
 
 
@@ -274,17 +275,6 @@ def _live_elements(model: PreTrainedModel, forward: Forward) -> int:
     with torch.inference_mode(), LiveElements() as live:
         forward(_LIVE_TOKENS, ids, positions)
     return -(-live.peak_elements // _LIVE_TOKENS) + model.config.get_text_config().hidden_size
-
-
-class WorstCase(TorchDispatchMode):
-    """Lets code run on meta whose shapes depend on values: as if all of them were chosen."""
-
-    def __torch_dispatch__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is torch.ops.aten.nonzero.default and args[0].is_meta:
-            return args[0].new_empty(args[0].numel(), args[0].dim(), dtype=torch.int64)
-        return func(*args, **(kwargs or {}))
 
 
 class ReadsZero(TorchFunctionMode):

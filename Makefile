@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SOURCES := transport vramancer_cli commands build_scripts bench fuzz tests
 
-.PHONY: setup demo test check format model report fuzz binary smoke bench-binary wheel test-wheel clean
+.PHONY: setup demo test properties check format model report fuzz binary smoke bench-binary wheel test-wheel clean
 
 setup: $(READY)
 
@@ -25,6 +25,10 @@ demo: $(READY)
 
 test: $(READY)
 	@$(BIN)/python -m pytest
+
+# A hundred thousand random steps of block pool, scheduler and two stages' block tables; `make test` runs a few. Minutes.
+properties: $(READY)
+	@VRM_LONG=1 $(BIN)/python -m pytest tests/vramancer_cli/scheduling
 
 # Garbage for the frame parser, the handshakes and the API; SEED=n repeats a run, findings lie in fuzz/crashes/. Minutes.
 FRAMES ?= 1000000

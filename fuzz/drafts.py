@@ -17,7 +17,7 @@ from msgspec import inspect
 from transport.codec import encode
 from transport.contracts import TensorBuffer
 from transport.framing import HEADER_BYTES, FrameHeader
-from transport.messages import MESSAGES, Activation, Hello, Message, Step, StepRow
+from transport.messages import MESSAGES, Activation, BlockCopy, Hello, Message, Step, StepRow
 from transport.types import DTYPE_BYTES, TensorSpec, Versions
 
 NODE: Final = "0123456789abcdef" * 2
@@ -94,9 +94,20 @@ def _activation(rng: random.Random) -> Draft:
     count = sum(row.count for row in rows)
     ids = tuple(rng.randrange(50_000) for _ in range(count)) if rng.random() < 0.3 else ()
     epoch, number = rng.choice(NUMBERS), rng.choice(NUMBERS)
-    step = Step(epoch, number, rows, tuple(rng.choice(NUMBERS) for _ in range(rng.randrange(3))), token_ids=ids)
+    step = Step(
+        epoch,
+        number,
+        rows,
+        tuple(rng.choice(NUMBERS) for _ in range(rng.randrange(3))),
+        token_ids=ids,
+        copies=_copies(rng),
+    )
     head, payload = encode(epoch, number, Activation(rng.randrange(4), step), _tensors(rng))
     return Draft.of(b"".join([head, *payload]))
+
+
+def _copies(rng: random.Random) -> tuple[BlockCopy, ...]:
+    return tuple(BlockCopy(*(rng.choice(NUMBERS) for _ in range(3))) for _ in range(rng.choice((0, 0, 1, 3))))
 
 
 def _row(rng: random.Random) -> StepRow:

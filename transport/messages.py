@@ -48,12 +48,20 @@ class StepRow(msgspec.Struct, frozen=True, array_like=True):
     outputs: Natural
 
 
+class BlockCopy(msgspec.Struct, frozen=True, array_like=True):
+    """All that block `source` of a cache group holds is copied to block `target`, which no sequence has."""
+
+    group: Natural
+    source: Natural
+    target: Natural
+
+
 class Step(msgspec.Struct, frozen=True, array_like=True):
     """One pass of a ragged batch through all stages. The same value for a local and a remote stage.
 
     Executed by (epoch, number), numbers counting from 0 without gaps in each epoch. `ended` are sequences whose
-    block tables the stages drop before executing `rows`; a step may have no rows. `token_ids` is empty unless the
-    plan says that stages need token ids (one per row token, in row order).
+    block tables the stages drop first; then they make `copies`, then they execute `rows`. A step may have no rows.
+    `token_ids` is empty unless the plan says that stages need token ids (one per row token, in row order).
     """
 
     epoch: Natural
@@ -62,6 +70,7 @@ class Step(msgspec.Struct, frozen=True, array_like=True):
     ended: tuple[Natural, ...] = ()
     output: Literal["rows", "tokens"] = "rows"
     token_ids: tuple[Natural, ...] = ()
+    copies: tuple[BlockCopy, ...] = ()
 
     @property
     def token_count(self) -> int:

@@ -24,6 +24,10 @@ class VramancerError(Exception):
             self.hint = hint
 
 
+class IntegrityError(VramancerError):
+    """The block tables of the KV cache contradict each other."""
+
+
 class UsageError(VramancerError):
     """The command was not used correctly."""
 

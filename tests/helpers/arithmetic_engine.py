@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from transport.contracts import TensorBuffer
 from transport.errors import RemoteProtocolError
 from transport.messages import ModelRef, Plan, Step
 from transport.types import DeviceFacts, TensorSpec
+from vramancer_cli.engine.block_tables import BlockTables, PlacedRow
 from vramancer_cli.errors import OverLimitError
 from vramancer_cli.models.facts import ModelFacts
 from vramancer_cli.models.sampling import Draw
@@ -62,52 +62,47 @@ def answer(prompt: Sequence[int], count: int, layers: int = 6) -> list[int]:
     return tokens[len(prompt) :]
 
 
-@dataclass(slots=True)
-class _Cache:
-    """One sequence on one stage: what each of its layers made of all tokens so far."""
-
-    values: list[int]
-    tokens: int = 0
-
-
 class ArithmeticStage:
     def __init__(self, engine: ArithmeticEngine, plan: Plan, stage: int) -> None:
         self._engine = engine
         self._layers = plan.stages[stage].layers
         self._last = stage == len(plan.stages) - 1
-        self._cache: dict[int, _Cache] = {}
+        self._tables = BlockTables(plan.block_count, plan.block_tokens, plan.context_tokens)
+        self._block_tokens = plan.block_tokens
+        # By block: after each of its tokens, what each layer made of all tokens so far.
+        self._blocks: dict[int, list[list[int]]] = {}
         self.weights_bytes = plan.stages[stage].weights_bytes
         self.kv_bytes = plan.stages[stage].kv_bytes
         self.bytes = plan.stages[stage].total_bytes
 
     def execute(self, step: Step, hidden: list[int]) -> list[int]:
         assert len(hidden) == step.token_count
-        for sequence in step.ended:
-            self._cache.pop(sequence, None)
+        placed = self._tables.apply(step)
+        if not len(self._tables):
+            self._tables.check_integrity()
+        for copy in step.copies:
+            self._blocks[copy.target] = list(self._blocks[copy.source])
         out: list[int] = []
-        offset = 0
-        for row in step.rows:
-            values = self._run(row.sequence, row.start, hidden[offset : offset + row.count])
-            offset += row.count
-            out.extend(values[-row.outputs :] if self._last and row.outputs else [] if self._last else values)
+        rest = list(hidden)
+        for row in placed:
+            values = [self._pass(row, position, rest.pop(0)) for position in range(row.start, row.end)]
+            out.extend(values[len(values) - row.outputs :] if self._last else values)
         self._engine.layer_tokens += step.token_count * len(self._layers)
         return out
 
-    def _run(self, sequence: int, start: int, values: list[int]) -> list[int]:
-        if start == 0:
-            self._cache[sequence] = _Cache([layer + 1 for layer in range(self._layers.start, self._layers.end)])
-        cache = self._cache[sequence]
-        if cache.tokens != start:
-            raise RemoteProtocolError(f"sequence {sequence} has {cache.tokens} tokens, not {start}")
-        cache.tokens += len(values)
-        for layer, value in enumerate(cache.values):
-            mixed: list[int] = []
-            for item in values:
-                value = mix(value, item)
-                mixed.append(value)
-            cache.values[layer] = value
-            values = mixed
-        return values
+    def _pass(self, row: PlacedRow, position: int, value: int) -> int:
+        """One token through all layers, behind what the cache holds of the token before it."""
+        before = [layer + 1 for layer in range(self._layers.start, self._layers.end)]
+        if position:
+            before = self._blocks[row.blocks[(position - 1) // self._block_tokens]][(position - 1) % self._block_tokens]
+        after: list[int] = []
+        for item in before:
+            value = mix(item, value)
+            after.append(value)
+        block = self._blocks.setdefault(row.blocks[position // self._block_tokens], [])
+        del block[position % self._block_tokens :]
+        block.append(after)
+        return value
 
     def close(self) -> None:
         self._engine.used_bytes -= self.bytes

@@ -199,7 +199,15 @@ def _fields(kind: type[PretrainedConfig], default: PretrainedConfig) -> dict[str
     return fields
 
 
-_LAYER_LISTS: Final = ("layer_types", "mlp_layer_types", "indexer_types", "no_rope_layers", "num_attention_heads_per_layer", "layer_rope_theta", "activation_sparsity_pattern")
+_LAYER_LISTS: Final = (
+    "layer_types",
+    "mlp_layer_types",
+    "indexer_types",
+    "no_rope_layers",
+    "num_attention_heads_per_layer",
+    "layer_rope_theta",
+    "activation_sparsity_pattern",
+)
 
 
 def _layer_list(items: list[Any]) -> list[Any]:

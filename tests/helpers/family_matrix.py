@@ -139,7 +139,7 @@ def _greedy(model: PreTrainedModel, prompt: list[int]) -> tuple[list[int], float
 
 
 def _split(folder: Path, layers: int, reference: PreTrainedModel) -> tuple[bool, float]:
-    """Prefill of one prompt in one piece: whether every cut gives the bits of no cut; the difference to transformers."""
+    """Prefill of one prompt in one piece: whether every cut gives no cut's bits; the difference to transformers."""
     prompt = _prompts()[1]
     with torch.inference_mode():
         expected = reference(input_ids=torch.tensor([prompt]), use_cache=False).logits[0]
@@ -158,9 +158,7 @@ def _prefill(engine: TorchEngine, folder: Path, ranges: Sequence[LayerRange], pr
         return driver.ends.logits(driver.send(step, prompt).hidden)
 
 
-def _paged(
-    folder: Path, layers: int, reference: PreTrainedModel, texts: list[list[int]]
-) -> tuple[float, bool]:
+def _paged(folder: Path, layers: int, reference: PreTrainedModel, texts: list[list[int]]) -> tuple[float, bool]:
     engine = TorchEngine("cpu", limit_bytes=1 << 30, threads=1)
     requests = [Request(prompt, NEW_TOKENS, joins_at=i) for i, prompt in enumerate(_prompts())]
     with _driver(engine, folder, even_ranges(layers, layers), max_step_tokens=24, watch=True) as driver:

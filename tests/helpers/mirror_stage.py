@@ -1,41 +1,37 @@
 """A stage and a model for scheduler tests: real block tables and slots, tokens instead of tensors.
 
-A MirrorStage learns block tables from Steps alone, as a real stage does, and keeps the token of each slot. The model's
-next token is a hash of all tokens that the sequence's slots hold, so that any wrong slot shows in the answer.
+A MirrorStage learns block tables from Steps alone, as a real stage does, and keeps in each slot the token and a hash of
+all tokens that it was computed behind, read from the slots before it: what attention would have seen. Every row reads
+its whole sequence back; the model's next token is a hash of it. So any wrong slot shows, on the spot or in the answer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
-from transport.messages import Step, StepRow
+from transport.messages import Step
+from vramancer_cli.engine.block_tables import BlockTables, PlacedRow
 from vramancer_cli.models.sampling import Draw
 
 VOCABULARY = 40
+
+Slot = tuple[int, int]
+"""A token, and a hash of it and of all before it."""
 
 
 def next_token(history: tuple[int, ...], draw: Draw) -> int:
     return hash((history, draw.sampling.seed, draw.index)) % VOCABULARY
 
 
-@dataclass
-class Table:
-    blocks: list[int] = field(default_factory=list)
-    tokens: int = 0
-
-
 class MirrorStage:
-    """Executes steps in order and asserts everything that a stage relies on."""
+    """Executes steps in order and asserts everything that a stage relies on; BlockTables refuses the rest."""
 
     def __init__(self, block_count: int, block_tokens: int, state_slots: int = 0) -> None:
-        self.block_count = block_count
         self.block_tokens = block_tokens
-        self.tables: dict[int, Table] = {}
-        self.state_slots = state_slots
-        self.state_of: dict[int, int] = {}
+        self.tables = BlockTables(block_count, block_tokens, block_count * block_tokens, state_slots)
+        self.known: set[int] = set()
         self._states: list[tuple[int, ...]] = [()] * state_slots
-        self._slots: list[int] = [-1] * (block_count * block_tokens)
+        self._slots: list[Slot] = [(-1, -1)] * (block_count * block_tokens)
         self._next_number = 0
 
     def execute(self, step: Step, token_ids: Sequence[int]) -> list[tuple[int, ...]]:
@@ -43,59 +39,51 @@ class MirrorStage:
         assert step.number == self._next_number, "steps came out of order or with a gap"
         self._next_number += 1
         assert len(token_ids) == step.token_count
-        assert len({row.sequence for row in step.rows}) == len(step.rows), "a sequence has two rows in one step"
-        for sequence in step.ended:
-            assert self.tables.pop(sequence, None) is not None, f"the end of unknown sequence {sequence} was announced"
-            self.state_of.pop(sequence, None)
+        assert self.known.issuperset(step.ended), "the end of an unknown sequence was announced"
+        placed = self.tables.apply(step)
+        if step.number % 4 == 0:
+            self.tables.check_integrity()
+        self.known = (self.known - set(step.ended)) | {row.sequence for row in step.rows}
+        assert len(self.tables) == len(self.known)
+        self._copy(step)
         rest = list(token_ids)
-        for row in step.rows:
-            self._place(row)
-            self._write(row, rest[: row.count])
-            if self.state_slots:
-                self._advance_state(row, tuple(rest[: row.count]))
-            del rest[: row.count]
-        self._check_owners()
-        return [self._history(row) for row in step.rows if row.outputs]
+        for row in placed:
+            self._write(row, rest)
+        histories = [self._history(row) for row in placed]
+        self._advance_states(placed, histories)
+        return [history for history, row in zip(histories, step.rows, strict=True) if row.outputs]
 
-    def _place(self, row: StepRow) -> None:
-        first, blocks = row.first_block[0], row.blocks[0]
-        assert len(row.first_block) == len(row.blocks) == (2 if self.state_slots else 1)
-        if first == 0:
-            assert row.start == 0, "a whole new table begins at token 0"
-            assert row.sequence not in self.tables, "the old table was not ended"
-            self.tables[row.sequence] = Table()
-        table = self.tables[row.sequence]
-        assert first == len(table.blocks), "new blocks leave a gap in the table"
-        assert row.start == table.tokens, "new tokens leave a gap in the cache"
-        table.blocks.extend(blocks)
-        table.tokens += row.count
-        assert row.count > 0
-        assert table.tokens <= len(table.blocks) * self.block_tokens, "the table is too short"
+    def _copy(self, step: Step) -> None:
+        size = self.block_tokens
+        for copy in step.copies:
+            self._slots[copy.target * size : (copy.target + 1) * size] = self._slots[
+                copy.source * size : (copy.source + 1) * size
+            ]
 
-    def _write(self, row: StepRow, tokens: list[int]) -> None:
-        for position, token in enumerate(tokens, row.start):
-            self._slots[self._slot(row.sequence, position)] = token
+    def _write(self, row: PlacedRow, rest: list[int]) -> None:
+        before = self._slots[self._slot(row, row.start - 1)][1] if row.start else 0
+        for position in range(row.start, row.end):
+            token = rest.pop(0)
+            before = hash((before, token))
+            self._slots[self._slot(row, position)] = (token, before)
 
-    def _advance_state(self, row: StepRow, tokens: tuple[int, ...]) -> None:
+    def _history(self, row: PlacedRow) -> tuple[int, ...]:
+        tokens: list[int] = []
+        before = 0
+        for position in range(row.end):
+            token, behind = self._slots[self._slot(row, position)]
+            before = hash((before, token))
+            assert behind == before, f"token {position} was computed behind other tokens than stand before it"
+            tokens.append(token)
+        return tuple(tokens)
+
+    def _slot(self, row: PlacedRow, position: int) -> int:
+        return row.blocks[position // self.block_tokens] * self.block_tokens + position % self.block_tokens
+
+    def _advance_states(self, placed: Sequence[PlacedRow], histories: Sequence[tuple[int, ...]]) -> None:
         """A recurrent state holds all tokens so far, in order: nothing else tells a wrong slot apart."""
-        if row.blocks[1]:
-            assert row.start == 0 and row.first_block[1] == 0
-            (slot,) = row.blocks[1]
-            assert slot not in self.state_of.values(), "two live sequences own one state"
-            self.state_of[row.sequence], self._states[slot] = slot, ()
-        slot = self.state_of[row.sequence]
-        self._states[slot] += tokens
-        assert self._states[slot] == self._history(row), "a state holds other tokens than its sequence"
-
-    def _history(self, row: StepRow) -> tuple[int, ...]:
-        return tuple(self._slots[self._slot(row.sequence, position)] for position in range(row.start + row.count))
-
-    def _slot(self, sequence: int, position: int) -> int:
-        return self.tables[sequence].blocks[position // self.block_tokens] * self.block_tokens + (
-            position % self.block_tokens
-        )
-
-    def _check_owners(self) -> None:
-        owned = [block for table in self.tables.values() for block in table.blocks]
-        assert len(owned) == len(set(owned)), "two live sequences own one block"
-        assert all(0 <= block < self.block_count for block in owned)
+        for row, history in zip(placed, histories, strict=True):
+            if row.state is not None:
+                before = self._states[row.state] if row.start else ()
+                self._states[row.state] = before + history[row.start :]
+                assert self._states[row.state] == history, "a state holds other tokens than its sequence"

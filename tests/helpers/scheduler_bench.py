@@ -21,6 +21,7 @@ class Limits:
     max_waiting: int
     max_in_flight: int
     state_slots: int = 0
+    prefix_cache: bool = True
 
 
 @dataclass
@@ -30,6 +31,7 @@ class Request:
     seed: int
     max_tokens: int
     stops: frozenset[int]
+    priority: int = 0
     tokens: list[int] = field(default_factory=list)
     finish: str | None = None
     steps_without_row: int = 0
@@ -70,31 +72,43 @@ class Bench:
         self.in_flight: list[Flight] = []
         self.now = 0.0
         self.steps = 0
-        self.preemptions = 0
-        self._next_id = 0
+        self.preemptions = self.copies = self.shared = 0
+        self._next_id = self._actions = 0
         self._oldest: int | None = None
         self._oldest_passed_by = 0
         # At worst one decode runs in a step: all others once before the oldest, and the steps in flight around it.
         self.patience_steps = limits.max_running + limits.max_in_flight
 
-    def arrive(self, prompt: tuple[int, ...], seed: int, max_tokens: int, stops: frozenset[int]) -> Request:
-        request = Request(self._next_id, prompt, seed, max_tokens, stops)
-        self.scheduler.add(request.id, prompt, Sampling(seed=seed), max_tokens, stops)
+    def arrive(
+        self,
+        prompt: tuple[int, ...],
+        seed: int,
+        max_tokens: int,
+        stops: frozenset[int],
+        priority: int = 0,
+        reuses: bool = True,
+    ) -> Request:
+        request = Request(self._next_id, prompt, seed, max_tokens, stops, priority)
+        sampling = Sampling(seed=seed)
+        self.scheduler.add(request.id, prompt, sampling, max_tokens, stops, priority=priority, reuses=reuses)
         self._next_id += 1
         self.live[request.id] = request
+        for other in self.live.values():
+            if other.priority != priority:
+                other.allowed_steps += self.patience_steps * request.work
         self._give_patience(request)
-        self.scheduler.check_integrity()
+        self._check_integrity()
         return request
 
     def abort(self, request: Request) -> None:
         self.scheduler.abort(request.id)
         del self.live[request.id]
-        self.scheduler.check_integrity()
+        self._check_integrity()
 
     def schedule(self) -> bool:
         self.now += 1.0
         scheduled = self.scheduler.schedule(self.now)
-        self.scheduler.check_integrity()
+        self._check_integrity()
         if scheduled is None:
             return False
         assert len(self.in_flight) < self.limits.max_in_flight
@@ -128,7 +142,14 @@ class Bench:
             assert budget, "the scheduler goes round in circles"
         assert not self.live
         assert (self.scheduler.running, self.scheduler.waiting) == (0, 0)
-        assert all(not stage.tables for stage in self.stages)
+        self.scheduler.check_integrity()
+        assert all(len(stage.tables) == 0 for stage in self.stages)
+
+    def _check_integrity(self) -> None:
+        """Now and then: what is leaked stays leaked, and the check takes longer than a step."""
+        self._actions += 1
+        if self._actions % 4 == 0:
+            self.scheduler.check_integrity()
 
     def _may_move(self, index: int) -> bool:
         done = self.in_flight[index].stages_done
@@ -146,11 +167,15 @@ class Bench:
         flying = [row.sequence for flight in self.in_flight for row in flight.scheduled.step.rows]
         live_in_flight = [row.sequence for row in step.rows if row.sequence in flying]
         assert not live_in_flight, "a sequence in flight was scheduled again"
+        self.copies += len(step.copies)
+        self.shared += sum(row.start > 0 and row.first_block[0] == 0 for row in step.rows)
         self.preemptions += sum(sequence in self.live for sequence in step.ended)
 
     def _give_patience(self, request: Request) -> None:
-        """Rows may pass it by while older requests, one after the other, do all their work as the oldest."""
-        older = sum(other.work for other in self.live.values() if other.id <= request.id)
+        """Rows may pass it by while older requests, one after the other, do all their work as the oldest; and while
+        those of another priority do, which are either before it or may hold what it waits for."""
+        live = self.live.values()
+        older = sum(other.work for other in live if other.id <= request.id or other.priority != request.priority)
         request.steps_without_row, request.allowed_steps = 0, self.patience_steps * (1 + older)
 
     def _check_patience(self, scheduled: Scheduled) -> None:
@@ -165,7 +190,8 @@ class Bench:
 
     def _check_oldest(self, in_rows: set[int]) -> None:
         oldest = min(self.live, default=None)
-        if oldest != self._oldest or oldest in in_rows:
+        mixed = len({request.priority for request in self.live.values()}) > 1
+        if mixed or oldest != self._oldest or oldest in in_rows:
             self._oldest, self._oldest_passed_by = oldest, 0
         else:
             self._oldest_passed_by += 1
@@ -175,7 +201,7 @@ class Bench:
         flight = self.in_flight.pop(0)
         tokens = [next_token(h, d) for h, d in zip(flight.histories, flight.scheduled.draws, strict=True)]
         emitted = self.scheduler.commit(flight.scheduled.step, tokens, self.now)
-        self.scheduler.check_integrity()
+        self._check_integrity()
         assert len({item.sequence for item in emitted}) == len(emitted)
         for item in emitted:
             request = self.live[item.sequence]  # KeyError: it was aborted or has ended before
@@ -188,20 +214,43 @@ class Bench:
 
 def random_limits(rng: random.Random) -> Limits:
     """From a pool that holds one request only to one that holds all."""
-    block_tokens = rng.choice((1, 2, 4))
+    block_tokens = rng.choice((1, 2, 4, 8))
     return Limits(
-        block_count=rng.randint(36, rng.choice((50, 200))) // block_tokens,
+        block_count=rng.randint(40, rng.choice((50, 200))) // block_tokens,
         block_tokens=block_tokens,
         max_step_tokens=rng.choice((2, 3, 8, 32)),
-        max_running=rng.choice((1, 2, 5, 16)),
-        max_waiting=rng.choice((1, 4, 12)),
+        max_running=rng.choice((1, 4, 8, 16)),
+        max_waiting=rng.choice((2, 8, 30)),
         max_in_flight=rng.choice((1, 2, 3)),
-        state_slots=rng.choice((0, 0, 0, 3, 20)),
+        state_slots=rng.choice((0, 0, 0, 0, 3, 20)),
+        prefix_cache=rng.random() < 0.7,
     )
 
 
-def random_request(rng: random.Random) -> tuple[tuple[int, ...], int, int, frozenset[int]]:
-    """prompt, seed, max_tokens and stops of a request of at most 36 tokens."""
-    prompt = tuple(rng.randrange(VOCABULARY) for _ in range(rng.randint(1, 12)))
-    stops = frozenset(rng.sample(range(VOCABULARY), rng.choice((0, 0, 1, 3))))
-    return prompt, rng.randrange(1000), rng.randint(1, 24), stops
+class RandomRequests:
+    """Requests of at most 36 tokens. Prompts begin alike, go on from earlier answers, and come several at once."""
+
+    def __init__(self, bench: Bench, rng: random.Random) -> None:
+        self._bench = bench
+        self._rng = rng
+        self._priorities = rng.choice(((0,), (0, 0, 0, 1, -1)))
+        self._openings = [tuple(rng.randrange(VOCABULARY) for _ in range(9)) for _ in range(2)]
+
+    def arrive(self) -> None:
+        """Raises QueueFullError."""
+        rng, prompt = self._rng, self._prompt()
+        stops = frozenset(rng.sample(range(VOCABULARY), rng.choice((0, 0, 1, 3))))
+        priority, reuses = rng.choice(self._priorities), rng.random() < 0.9
+        for _ in range(rng.choice((1, 1, 2, 4))):
+            self._bench.arrive(prompt, rng.randrange(1000), rng.randint(1, 24), stops, priority, reuses)
+
+    def _prompt(self) -> tuple[int, ...]:
+        rng = self._rng
+        if self._bench.done and rng.random() < 0.3:
+            last = rng.choice(self._bench.done[-4:])
+            return (*last.prompt, *last.tokens)[: rng.randint(1, 12)]
+        opening = rng.choice(self._openings) if rng.random() < 0.7 else ()
+        return (opening + self._words(12))[: rng.randint(1, 12)]
+
+    def _words(self, most: int) -> tuple[int, ...]:
+        return tuple(self._rng.randrange(VOCABULARY) for _ in range(self._rng.randint(1, most)))

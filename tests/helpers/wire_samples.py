@@ -12,6 +12,7 @@ from transport.messages import (
     Activation,
     Assign,
     AssignRefused,
+    BlockCopy,
     Goodbye,
     Hello,
     Join,
@@ -67,6 +68,7 @@ STEP: Final = Step(
     rows=(StepRow(11, 0, 2, (0,), ((4, 5),), 0), StepRow(12, 40, 1, (2,), ((),), 1)),
     ended=(9, 10),
     token_ids=(1, 2, 3),
+    copies=(BlockCopy(0, 4, 6),),
 )
 
 

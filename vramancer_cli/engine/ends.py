@@ -61,7 +61,7 @@ class EndsModel:
         return gathered(self._entering, self._split.prologue(input_ids=token_ids[None], **arguments))
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[R, width] as the last layer gave them in; [R, vocabulary] float32 out, after all that the family does then."""
+        """[R, width] as the last layer gave them in, [R, vocabulary] float32 out, after all that the family does."""
         ids = torch.zeros(1, hidden.shape[0], dtype=torch.int64, device=hidden.device)
         output = self._split.epilogue(self._result.from_rows(hidden), input_ids=ids, use_cache=False)
         return output.logits[0].float()
@@ -101,7 +101,7 @@ class TorchEnds:
             return model.embed(both[0], both[1])
 
     def logits(self, rows: torch.Tensor) -> torch.Tensor:
-        """[R, width] as they came out of the last stage in, [R, vocabulary] float32 out. Raises NonFiniteLogitsError."""
+        """[R, width] as the last stage gave them in, [R, vocabulary] float32 out. Raises NonFiniteLogitsError."""
         with torch.inference_mode():
             return finite(self._open().logits(rows.to(self._device)))
 

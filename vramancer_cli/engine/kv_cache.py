@@ -6,10 +6,11 @@ Must never decide which block a sequence gets, nor know a sequence: that is the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
+from transport.messages import BlockCopy
 from vramancer_cli.engine.trace import KvShape
 
 
@@ -31,6 +32,7 @@ class KvPool:
             return torch.empty(block_count, block_tokens, heads, size, dtype=dtype, device=device)
 
         self.block_tokens = block_tokens
+        self._device = device
         self.keys = {layer: empty(shape.heads, shape.key_size) for layer, shape in shapes.items()}
         self.values = {layer: empty(shape.heads, shape.value_size) for layer, shape in shapes.items()}
         self._flat_keys = {layer: tensor.flatten(0, 1) for layer, tensor in self.keys.items()}
@@ -40,6 +42,13 @@ class KvPool:
         """Put key and value [kv_heads, T, size] into the slots [T] (int64, no slot twice)."""
         self._flat_keys[layer].index_copy_(0, slots, key.transpose(0, 1))
         self._flat_values[layer].index_copy_(0, slots, value.transpose(0, 1))
+
+    def copy(self, copies: Sequence[BlockCopy]) -> None:
+        """Copy whole blocks; no target is another one's source."""
+        sources = torch.tensor([copy.source for copy in copies], device=self._device)
+        targets = torch.tensor([copy.target for copy in copies], device=self._device)
+        for tensor in (*self.keys.values(), *self.values.values()):
+            tensor.index_copy_(0, targets, tensor.index_select(0, sources))
 
     def clear(self) -> None:
         """Free all memory at once, whoever still refers to the pool."""

@@ -53,6 +53,8 @@ class PagedStage:
         shard, pool, states = self._loaded
         self._check(step, boundary, shard)
         rows = self._tables.apply(step)
+        if step.copies:
+            pool.copy(step.copies)
         if not rows:
             return nothing(shard.leaving, DTYPES[self._plan.dtype], self._device)
         with torch.inference_mode():

@@ -110,7 +110,8 @@ _KEPT_TRACES: Final = 4
 @lru_cache(maxsize=_KEPT_TRACES)
 def _traced(folder: Path, _digest: str) -> Trace:
     """Kept for a while: facts, shards and ends of one checkpoint ask for the same."""
-    with symbolic_shapes.patch(meta_nonzero_assume_all_nonzero=True), ReadsZero():
+    patched: Any = symbolic_shapes
+    with patched.patch(meta_nonzero_assume_all_nonzero=True), ReadsZero():
         return _traced_model(open_checkpoint(folder))
 
 

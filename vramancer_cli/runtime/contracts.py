@@ -30,7 +30,7 @@ class Stage(Protocol):
     @property
     def kv_bytes(self) -> int: ...
 
-    def execute(self, step: Step, hidden: Hidden) -> Hidden:
+    def execute(self, step: Step, hidden: Hidden, /) -> Hidden:
         """[step.token_count, hidden] in; the same out, but from the plan's last stage only the outputs asked for.
 
         Raises RemoteProtocolError for a row that contradicts the block tables.
@@ -49,7 +49,7 @@ class Ends(Protocol):
         """The step's tokens, in row order."""
         ...
 
-    def sample(self, rows: Hidden, draws: Sequence[Draw]) -> list[int]:
+    def sample(self, rows: Hidden, draws: Sequence[Draw], /) -> list[int]:
         """Sampled rows of the last stage [R, hidden] and R draws in; R token ids out."""
         ...
 
@@ -86,7 +86,7 @@ class Engine(Protocol):
 
     def load_ends(self, folder: Path, plan: Plan, progress: Progress) -> Ends: ...
 
-    def to_buffers(self, hidden: Hidden) -> tuple[TensorBuffer, ...]:
+    def to_buffers(self, hidden: Hidden, /) -> tuple[TensorBuffer, ...]:
         """Hidden states first, as "hidden_states"; all have one row per token."""
         ...
 

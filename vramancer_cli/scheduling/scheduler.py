@@ -5,12 +5,13 @@ Pure: `now` comes in, frozen values go out; never sockets, threads, clocks, logg
 The order of service, in each step:
 1. Decodes (sequences one token short of a sample), each in its turn, divided evenly among the steps that
    may still start, so that a pipeline's stages all have work. While a prompt waits they leave it a share of the budget.
-2. Prompts begun, oldest first, in chunks of what is left of the budget.
-3. New sequences, strictly first come first served, while blocks for all their tokens are free, and a state slot
+2. Prompts begun, by rank, in chunks of what is left of the budget.
+3. New sequences, strictly by rank, while blocks for all their tokens are free, and a state slot
    where the model keeps recurrent state.
 
-A decode that finds no free block takes the blocks of the newest sequence that is younger than itself; that one keeps
-its tokens and is computed again later. The oldest sequence can therefore always run, and so each one in its turn.
+A higher priority ranks first, within one the older. A decode that finds no free block takes those of the lowest in
+rank below itself; that one keeps its tokens and is computed again later. The first in rank can therefore always run,
+and so each one in its turn.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from collections import abc, deque
 from dataclasses import dataclass
 
 from transport.messages import Step
-from vramancer_cli.errors import InvalidRequestError, VramancerError
+from vramancer_cli.errors import IntegrityError, InvalidRequestError, VramancerError
 from vramancer_cli.models.sampling import Draw, Sampling
-from vramancer_cli.scheduling.block_pool import IntegrityError
+from vramancer_cli.scheduling.allocator import CacheAllocator
 from vramancer_cli.scheduling.roster import Roster
 from vramancer_cli.scheduling.sequence import FinishReason, Sequence
 
@@ -75,7 +76,8 @@ class _Flight:
 class Scheduler:
     """The sequences of one epoch. `max_step_tokens` is at least 2, so that a decode and a prompt can share a step.
 
-    `state_slots`: recurrent states that the stages have places for; 0 for a model that keeps none.
+    `state_slots`: recurrent states that the stages have places for; 0 for a model that keeps none. `prefix_cache`:
+    whether blocks are kept after their sequence, for others that begin alike.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Scheduler:
         block_tokens: int,
         max_step_tokens: int,
         state_slots: int = 0,
+        prefix_cache: bool = True,
         max_running: int = 16,
         max_waiting: int = 256,
         max_in_flight: int = 1,
@@ -95,13 +98,11 @@ class Scheduler:
         self._epoch = epoch
         self._max_step_tokens = max_step_tokens
         self._max_in_flight = max_in_flight
-        self._roster = Roster(
-            block_count=block_count,
-            block_tokens=block_tokens,
-            state_slots=state_slots,
-            max_running=max_running,
-            max_waiting=max_waiting,
+        self._allocator = CacheAllocator(
+            block_count=block_count, block_tokens=block_tokens, state_slots=state_slots, prefix_cache=prefix_cache
         )
+        most = min(max_running, state_slots or max_running)
+        self._roster = Roster(self._allocator, max_running=most, max_waiting=max_waiting)
         self._in_flight: dict[int, _Flight] = {}
         self._next_number = 0
         self._next_arrival = 0
@@ -124,6 +125,11 @@ class Scheduler:
         return not (self.running or self.waiting or self._in_flight or self._roster.has_ended)
 
     @property
+    def reused_tokens(self) -> int:
+        """Tokens of prompts and of preempted sequences that were found in the KV cache and not computed again."""
+        return self._allocator.reused_tokens
+
+    @property
     def last_step_s(self) -> float:
         """From schedule to commit, of the step that was committed last; 0 before the first."""
         return self._last_step_s
@@ -135,13 +141,22 @@ class Scheduler:
         sampling: Sampling,
         max_tokens: int,
         stop_token_ids: frozenset[int],
+        *,
+        priority: int = 0,
+        reuses: bool = True,
     ) -> None:
-        """Queue a request. Raises InvalidRequestError, QueueFullError; ValueError for an id that is in use."""
+        """Queue a request. Raises InvalidRequestError, QueueFullError; ValueError for an id that is in use.
+
+        A higher `priority` goes before a lower one. Sequences with one prompt, added together, compute it once: so the
+        answers of one request are forked. With `reuses` False every token of the prompt runs, for those who want its
+        outputs.
+        """
         if self._roster.find(sequence_id) is not None:
             raise ValueError(f"Sequence {sequence_id} is here already.")
         self._check_size(prompt, max_tokens)
         arrival = self._next_arrival
-        self._roster.queue(Sequence(sequence_id, prompt, sampling, max_tokens, stop_token_ids, arrival))
+        sequence = Sequence(sequence_id, prompt, sampling, max_tokens, stop_token_ids, arrival, priority, reuses)
+        self._roster.queue(sequence)
         self._next_arrival += 1
 
     def abort(self, sequence_id: int) -> None:
@@ -229,9 +244,10 @@ class Scheduler:
         number = self._next_number
         self._next_number += 1
         token_ids = tuple(token for share in shares for token in share.sequence.next_tokens(share.count))
+        copies = tuple(copy for share in shares for copy in share.sequence.copies)
         rows = tuple(share.sequence.launch(share.count) for share in shares)
         sampled = [share.sequence for share, row in zip(shares, rows, strict=True) if row.outputs]
-        step = Step(epoch=self._epoch, number=number, rows=rows, ended=self._roster.take_ended())
+        step = Step(epoch=self._epoch, number=number, rows=rows, ended=self._roster.take_ended(), copies=copies)
         self._in_flight[number] = _Flight(step, shares, now)
         return Scheduled(step, token_ids, tuple(s.next_draw for s in sampled), tuple(s.id for s in sampled))
 
@@ -239,7 +255,7 @@ class Scheduler:
         sequence = share.sequence
         if self._roster.running.get(sequence.id) is not sequence:
             return None  # aborted while in flight
-        sequence.land(share.count)
+        self._roster.land(sequence, share.count)
         if token is None:
             return None
         finish_reason = sequence.accept(token)
@@ -252,10 +268,10 @@ class Scheduler:
             raise InvalidRequestError("The prompt is empty.", param="prompt")
         if max_tokens < 1:
             raise InvalidRequestError("max_tokens must be at least 1.", param="max_tokens")
-        if len(prompt) + max_tokens > self._roster.capacity_tokens:
+        if len(prompt) + max_tokens > self._allocator.capacity_tokens:
             raise InvalidRequestError(
                 f"The prompt ({len(prompt)} tokens) and max_tokens ({max_tokens}) need more than the"
-                f" {self._roster.capacity_tokens} tokens that the KV cache holds.",
+                f" {self._allocator.capacity_tokens} tokens that the KV cache holds.",
                 param="max_tokens",
                 code="context_length_exceeded",
             )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from transport.errors import RemoteProtocolError
-from transport.messages import Step, StepRow
+from transport.messages import BlockCopy, Step, StepRow
 from vramancer_cli.engine.block_tables import BlockTables
+from vramancer_cli.errors import IntegrityError
 
 BLOCK_TOKENS = 4
 
@@ -17,6 +18,11 @@ def row(sequence: int, start: int, count: int, first: int, blocks: tuple[int, ..
 
 def step(*rows: StepRow, ended: tuple[int, ...] = ()) -> Step:
     return Step(1, 0, rows, ended)
+
+
+def copying(*parts: BlockCopy | StepRow) -> Step:
+    copies = tuple(part for part in parts if isinstance(part, BlockCopy))
+    return Step(1, 0, tuple(part for part in parts if isinstance(part, StepRow)), copies=copies)
 
 
 @pytest.fixture
@@ -37,10 +43,83 @@ def test_tables_grow_by_the_blocks_of_each_step(tables: BlockTables):
 
 
 def test_a_first_block_of_zero_replaces_the_table(tables: BlockTables):
-    [placed] = tables.apply(step(row(1, 6, 1, 0, (7, 6))))
-    assert (placed.blocks, placed.consecutive) == ((7, 6), False)
+    [placed] = tables.apply(step(row(1, 6, 3, 0, (3, 4, 0))))
+    assert (placed.blocks, placed.consecutive) == ((3, 4, 0), False)
     [placed] = tables.apply(step(row(1, 0, 5, 0, (1, 2))))
     assert (placed.start, placed.end, placed.blocks) == (0, 5, (1, 2))
+    [placed] = tables.apply(step(row(2, 0, 1, 0, (3,))))
+    assert placed.blocks == (3,)
+    tables.check_integrity()
+
+
+def test_a_new_sequence_may_begin_behind_what_earlier_ones_wrote(tables: BlockTables):
+    [shares_full] = tables.apply(step(row(2, 4, 2, 0, (3, 7))))
+    assert (shares_full.start, shares_full.end, shares_full.blocks) == (4, 6, (3, 7))
+    tables.apply(step(ended=(1, 2)))
+    tables.check_integrity()
+    [shares_kept] = tables.apply(step(row(3, 6, 1, 0, (3, 4))))
+    assert (shares_kept.start, shares_kept.blocks) == (6, (3, 4))
+    tables.check_integrity()
+
+
+def test_what_is_overwritten_is_gone_for_others(tables: BlockTables):
+    tables.apply(step(row(2, 0, 1, 0, (3,)), ended=(1,)))
+    with pytest.raises(RemoteProtocolError, match="starts at 4, but 1 tokens are here"):
+        tables.apply(step(row(3, 4, 1, 0, (3, 5))))
+
+
+def test_a_copy_holds_what_its_source_held(tables: BlockTables):
+    [fork] = tables.apply(copying(BlockCopy(0, 4, 8), row(2, 6, 1, 0, (3, 8))))
+    assert (fork.start, fork.blocks) == (6, (3, 8))
+    tables.apply(step(row(1, 6, 1, 2, ()), row(2, 7, 1, 2, ())))
+    tables.check_integrity()
+    with pytest.raises(RemoteProtocolError, match="starts at 7, but 6 tokens are here"):
+        other = BlockTables(block_count=10, block_tokens=BLOCK_TOKENS, context_tokens=20)
+        other.apply(step(row(1, 0, 6, 0, (3, 4))))
+        other.apply(copying(BlockCopy(0, 4, 8), row(2, 7, 1, 0, (3, 8))))
+
+
+@pytest.mark.parametrize(
+    "copies",
+    [
+        (BlockCopy(0, 4, 3),),
+        (BlockCopy(0, 4, 4),),
+        (BlockCopy(0, 5, 6),),
+        (BlockCopy(0, 10, 6),),
+        (BlockCopy(0, 4, 10),),
+        (BlockCopy(0, 4, -1),),
+        (BlockCopy(1, 4, 6),),
+        (BlockCopy(0, 4, 6), BlockCopy(0, 3, 6)),
+        (BlockCopy(0, 4, 6), BlockCopy(0, 6, 7)),
+        (BlockCopy(0, 3, 6), BlockCopy(0, 4, 3)),
+    ],
+)
+def test_copies_that_would_harm_somebody_are_refused_and_change_nothing(
+    tables: BlockTables, copies: tuple[BlockCopy, ...]
+):
+    with pytest.raises(RemoteProtocolError, match="cannot be copied"):
+        tables.apply(copying(*copies))
+    tables.check_integrity()
+    with pytest.raises(RemoteProtocolError, match="but 0 tokens are here"):
+        tables.apply(step(row(2, 1, 1, 0, (6,))))
+
+
+def test_a_block_that_two_have_is_written_by_neither(tables: BlockTables):
+    tables.apply(step(row(2, 4, 1, 0, (3, 7))))
+    with pytest.raises(RemoteProtocolError, match="another sequence's block"):
+        tables.apply(step(row(1, 0, 3, 0, (3,))))
+    with pytest.raises(RemoteProtocolError, match="another sequence's block"):
+        tables.apply(step(row(3, 5, 1, 0, (3, 4))))
+    tables.check_integrity()
+    tables.apply(step(row(1, 0, 3, 0, (3,)), ended=(2,)))
+    tables.check_integrity()
+
+
+def test_integrity_finds_a_block_that_lost_its_table(tables: BlockTables):
+    tables.check_integrity()
+    del tables._tables[1]
+    with pytest.raises(IntegrityError, match="Block 3 has 1 holders, and is in 0 tables"):
+        tables.check_integrity()
 
 
 def test_ended_sequences_are_dropped_before_the_rows_are_placed(tables: BlockTables):
@@ -90,7 +169,7 @@ def test_a_row_that_contradicts_the_tables_is_refused_and_changes_nothing(
 def test_two_rows_of_a_step_may_not_touch_each_other(tables: BlockTables):
     with pytest.raises(RemoteProtocolError, match="twice in one step"):
         tables.apply(step(row(1, 6, 1, 2, ()), row(1, 7, 1, 2, ())))
-    with pytest.raises(RemoteProtocolError, match="another row's block"):
+    with pytest.raises(RemoteProtocolError, match="another sequence's block"):
         tables.apply(step(row(1, 6, 1, 2, ()), row(2, 0, 1, 0, (4,))))
 
 

@@ -83,7 +83,7 @@ def test_a_stage_gives_every_row_and_the_last_one_only_the_outputs(stages: list[
     middle = stages[0].execute(prompt(20), hidden)
     assert middle.shape == (20, 64)
     assert stages[1].execute(prompt(20), middle).shape == (1, 64)
-    assert stages[1].execute(prompt(20, outputs=0, sequence=2), middle).shape == (0, 64)
+    assert stages[1].execute(prompt(20, outputs=0), middle).shape == (0, 64)
 
 
 def test_the_last_outputs_of_a_row_are_what_all_of_them_end_with(stages: list[PagedStage]):
@@ -103,7 +103,7 @@ def test_layer_tokens_count_what_was_executed(engine: TorchEngine, stages: list[
 def test_a_step_without_rows_only_ends_sequences(stages: list[PagedStage]):
     stages[0].execute(prompt(5), torch.randn(5, 64))
     assert stages[0].execute(Step(1, 1, (), ended=(1,)), torch.empty(0, 64)).shape == (0, 64)
-    with pytest.raises(RemoteProtocolError, match="0 tokens are here"):
+    with pytest.raises(RemoteProtocolError, match="its table has 0"):
         stages[0].execute(Step(1, 2, (StepRow(1, 5, 1, (2,), ((),), True),)), torch.randn(1, 64))
 
 

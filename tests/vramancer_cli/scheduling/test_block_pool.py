@@ -1,4 +1,4 @@
-"""BlockPool: each block has one owner or none, and tables stay consecutive where they can."""
+"""BlockPool: every block is free, kept or used, and by as many as have it; what is kept is found again."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vramancer_cli.scheduling.block_pool import BlockPool, IntegrityError
+from vramancer_cli.errors import IntegrityError
+from vramancer_cli.scheduling.block_pool import BlockPool
 
 
 def is_run(blocks: tuple[int, ...]) -> bool:
@@ -69,10 +70,11 @@ def test_giving_back_what_was_not_taken_is_refused(blocks: tuple[int, ...]) -> N
 @pytest.mark.parametrize(
     ("owners", "sentence"),
     [
-        ({1: (0,), 2: (2,)}, "1 blocks are neither free nor owned"),
-        ({1: (0, 1), 2: (1, 2)}, "Block 1 is owned by sequences 1 and 2"),
-        ({1: (0, 1), 2: (2, 3)}, "Block 3 of sequence 2 was never taken"),
-        ({1: (0, 1), 2: (2, 9)}, "Block 9 of sequence 2 was never taken"),
+        ({1: (0,), 2: (2,)}, "Block 1 has 1 users, and is in 0 tables"),
+        ({1: (0, 1), 2: (1, 2)}, "Block 1 has 1 users, and is in 2 tables"),
+        ({1: (0, 1), 2: (2, 3)}, "Block 3 has 0 users, and is in 1 tables"),
+        ({1: (0, 1), 2: (2, 9)}, "Block 9 has 0 users, and is in 1 tables"),
+        ({1: (0, 1, 1), 2: (2,)}, "Sequence 1 has a block twice"),
     ],
 )
 def test_integrity_names_what_is_wrong(owners: dict[int, tuple[int, ...]], sentence: str) -> None:
@@ -81,6 +83,102 @@ def test_integrity_names_what_is_wrong(owners: dict[int, tuple[int, ...]], sente
     pool.check_integrity({1: (0, 1), 2: (2,)})
     with pytest.raises(IntegrityError, match=sentence):
         pool.check_integrity(owners)
+
+
+DIGESTS = [bytes([number]) * 32 for number in range(9)]
+
+
+def kept_pool(block_count: int = 4) -> BlockPool:
+    """Blocks 0 and 1 are kept, unused, under the first two digests."""
+    pool = BlockPool(block_count, 16)
+    blocks = pool.take(2)
+    for block, digest in zip(blocks, DIGESTS, strict=False):
+        pool.keep(block, digest)
+    pool.give_back(blocks)
+    return pool
+
+
+def test_kept_blocks_are_found_as_far_as_the_chain_is_known() -> None:
+    pool = kept_pool()
+    assert pool.find(DIGESTS[:4]) == (0, 1)
+    assert pool.find(DIGESTS[1:]) == (1,)
+    assert pool.find(DIGESTS[2:]) == ()
+    assert (pool.free_count, pool.unused_among((0, 1, 2))) == (4, 2)
+
+
+def test_a_shared_block_is_free_when_its_last_user_gives_it_back() -> None:
+    pool = kept_pool()
+    pool.share((0, 1))
+    pool.share((0,))
+    assert (pool.free_count, pool.users(0), pool.users(1)) == (2, 2, 1)
+    pool.check_integrity({1: (0, 1), 2: (0,)})
+    pool.give_back((0, 1))
+    assert pool.free_count == 3
+    pool.give_back((0,))
+    assert pool.free_count == 4
+    with pytest.raises(IntegrityError, match="Block 0 was given back"):
+        pool.give_back((0,))
+
+
+def test_only_what_is_used_or_kept_is_shared() -> None:
+    with pytest.raises(IntegrityError, match="Block 3 is shared"):
+        kept_pool().share((3,))
+
+
+def test_what_was_used_longest_ago_is_forgotten_first_and_tails_before_heads() -> None:
+    pool = BlockPool(6, 16)
+    old, young = pool.take(3), pool.take(3)
+    for block, digest in zip(old + young, DIGESTS, strict=False):
+        pool.keep(block, digest)
+    pool.give_back(old)
+    pool.give_back(young)
+    pool.share(old[:1])
+    pool.give_back(old[:1])  # its head is used again
+    assert pool.take(2) == old[1:]
+    assert (pool.find(DIGESTS[:3]), pool.find(DIGESTS[3:])) == (old[:1], young)
+    assert pool.take(1) == young[2:]
+    assert pool.take(1) == young[1:2]
+    assert (pool.find(DIGESTS[:3]), pool.find(DIGESTS[3:])) == (old[:1], young[:1])
+
+
+def test_in_a_large_pool_neighbours_are_forgotten_together() -> None:
+    pool = BlockPool(64, 16)
+    blocks = pool.take(64)
+    for block in blocks:
+        pool.keep(block, bytes([block]) * 32)
+    pool.give_back(blocks)
+    (first,) = pool.take(1)
+    grown = [first]
+    for _ in range(3):
+        grown += pool.take(1, after=grown[-1])
+    assert is_run(tuple(grown)), "though nothing was free at first"
+
+
+def test_a_digest_stands_for_one_block_and_a_block_for_one_digest() -> None:
+    pool = kept_pool()
+    twin = pool.take(1)
+    pool.keep(twin[0], DIGESTS[0])
+    assert pool.find(DIGESTS[:1]) == (0,)
+    pool.give_back(twin)
+    assert pool.unused_among(twin) == 0
+
+
+def test_free_blocks_are_given_out_before_kept_ones() -> None:
+    pool = kept_pool()
+    assert set(pool.take(2)) == {2, 3}
+    assert pool.find(DIGESTS[:2]) == (0, 1)
+    assert set(pool.take(2)) == {0, 1}
+    assert pool.find(DIGESTS[:2]) == ()
+
+
+def test_integrity_finds_kept_blocks_that_are_free() -> None:
+    pool = kept_pool()
+    pool._unused.clear()
+    with pytest.raises(IntegrityError, match="one is lost"):
+        pool.check_integrity({})
+    pool._free.add((0, 1))
+    with pytest.raises(IntegrityError, match="kept is free"):
+        pool.check_integrity({})
 
 
 def test_an_empty_pool_is_refused() -> None:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import pytest
 
-from vramancer_cli.errors import QueueFullError
+from vramancer_cli.errors import IntegrityError, QueueFullError
 from vramancer_cli.models.sampling import Sampling
-from vramancer_cli.scheduling.block_pool import IntegrityError
+from vramancer_cli.scheduling.allocator import CacheAllocator
 from vramancer_cli.scheduling.roster import Roster
 from vramancer_cli.scheduling.sequence import Sequence
 
 
-def roster(block_count: int = 6, max_running: int = 4, max_waiting: int = 4) -> Roster:
-    return Roster(block_count=block_count, block_tokens=2, max_running=max_running, max_waiting=max_waiting)
+def roster(block_count: int = 6, max_running: int = 4, max_waiting: int = 4, state_slots: int = 0) -> Roster:
+    allocator = CacheAllocator(block_count=block_count, block_tokens=2, state_slots=state_slots)
+    return Roster(allocator, max_running=max_running, max_waiting=max_waiting)
 
 
-def queued(roster: Roster, arrival: int, prompt_tokens: int) -> Sequence:
-    prompt = tuple(range(prompt_tokens))
-    sequence = Sequence(100 + arrival, prompt, Sampling(), 8, frozenset(), arrival)
+def queued(roster: Roster, arrival: int, prompt_tokens: int, priority: int = 0) -> Sequence:
+    """Each with a prompt of its own, so that nothing is shared."""
+    prompt = tuple(range(100 * arrival, 100 * arrival + prompt_tokens))
+    sequence = Sequence(100 + arrival, prompt, Sampling(), 8, frozenset(), arrival, priority)
     roster.queue(sequence)
     return sequence
 
@@ -148,7 +150,7 @@ def test_integrity_finds_a_table_that_is_too_short_and_a_waiting_owner() -> None
 
 
 def test_a_model_with_state_admits_no_more_sequences_than_it_has_slots() -> None:
-    r = Roster(block_count=20, block_tokens=2, state_slots=2, max_running=4, max_waiting=4)
+    r = roster(block_count=20, state_slots=2)
     first, second, third = (queued(r, arrival, 2) for arrival in range(3))
     assert [r.admit(), r.admit(), r.admit()] == [first, second, None]
     assert {first.state_slot, second.state_slot} == {0, 1}
@@ -160,10 +162,34 @@ def test_a_model_with_state_admits_no_more_sequences_than_it_has_slots() -> None
 
 
 def test_integrity_finds_a_state_slot_that_two_own() -> None:
-    r = Roster(block_count=20, block_tokens=2, state_slots=2, max_running=4, max_waiting=4)
+    r = roster(block_count=20, state_slots=2)
     first, second = queued(r, 0, 2), queued(r, 1, 2)
     r.admit()
     r.admit()
     second.state_slot = first.state_slot
-    with pytest.raises(IntegrityError, match="owned by sequences"):
+    with pytest.raises(IntegrityError, match="Block 0 has 1 users, and is in 2 tables"):
         r.check_integrity()
+
+
+def test_a_higher_priority_is_admitted_first_and_yields_last() -> None:
+    r = roster(block_count=6)
+    low, high, late = queued(r, 0, 2, priority=-1), queued(r, 1, 2, priority=1), queued(r, 2, 2)
+    assert r.waiting == [high, late, low]
+    assert [r.admit(), r.admit(), r.admit()] == [high, late, low]
+    grow_until_somebody_waits(r, late)
+    assert r.waiting == [low], "the oldest, but of the lowest priority"
+    r.remove(low)
+    grow_until_somebody_waits(r, high)
+    assert r.waiting == [late]
+    r.check_integrity()
+
+
+def test_the_second_with_a_prompt_waits_for_the_first_and_nobody_passes_it() -> None:
+    r = roster(block_count=20)
+    first, second, other = queued(r, 0, 3), queued(r, 0, 3), queued(r, 1, 1)
+    assert r.admit() is first
+    assert r.admit() is None
+    first.launch(3)
+    r.land(first, 3)
+    assert [r.admit(), r.admit()] == [second, other]
+    assert second.cached_tokens == 2

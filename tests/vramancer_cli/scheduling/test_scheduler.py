@@ -17,7 +17,7 @@ def scheduler(**changes: int) -> Scheduler:
 
 
 def add(s: Scheduler, sequence: int, prompt_tokens: int = 3, max_tokens: int = 8, stops: tuple[int, ...] = ()) -> None:
-    prompt = tuple(range(prompt_tokens))
+    prompt = tuple(range(100 * sequence, 100 * sequence + prompt_tokens))
     s.add(sequence, prompt, Sampling(seed=sequence), max_tokens, frozenset(stops))
 
 
@@ -45,7 +45,7 @@ def test_a_request_from_first_to_last_token() -> None:
     first = start(s)
     assert (first.step.epoch, first.step.number, first.step.ended) == (3, 0, ())
     assert first.step.rows == (StepRow(7, 0, 3, (0,), ((0,),), outputs=1),)
-    assert (first.token_ids, first.sampled) == ((0, 1, 2), (7,))
+    assert (first.token_ids, first.sampled) == ((700, 701, 702), (7,))
     assert first.draws == (Draw(Sampling(seed=7), 0),)
     assert finish(s, first, token=50) == (Emitted(7, (50,), None),)
     second = start(s)
@@ -182,7 +182,7 @@ def test_abort_of_a_waiting_or_unknown_sequence_tells_nobody() -> None:
 
 
 def test_preemption_recomputes_the_newest_and_repeats_nothing() -> None:
-    s = scheduler(block_count=5, block_tokens=2)
+    s = scheduler(block_count=5, block_tokens=2, prefix_cache=False)
     add(s, 1, prompt_tokens=3, max_tokens=6)
     add(s, 2, prompt_tokens=1, max_tokens=6)
     emitted: dict[int, list[int]] = {1: [], 2: []}
@@ -261,3 +261,45 @@ def test_times_come_from_the_caller() -> None:
 def test_limits_that_could_not_make_progress_are_refused(limits: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="at least"):
         scheduler(**limits)
+
+
+def test_answers_to_one_prompt_compute_it_once() -> None:
+    s = scheduler(prefix_cache=False)
+    for sequence in range(3):
+        s.add(sequence, tuple(range(7)), Sampling(seed=sequence), 4, frozenset())
+    first = start(s)
+    assert counts(first) == {0: 7}
+    finish(s, first)
+    second = start(s)
+    assert counts(second) == {0: 1, 1: 1, 2: 1}
+    assert second.token_ids == (50, 6, 6)
+    assert [row.start for row in second.step.rows] == [7, 6, 6]
+    assert [(copy.group, copy.source) for copy in second.step.copies] == [(0, 1), (0, 1)]
+    assert s.reused_tokens == 12
+    while not s.idle:
+        finish(s, second if second is not None else start(s))
+        second = None
+    s.check_integrity()
+
+
+def test_a_preempted_sequence_finds_what_is_left_of_its_blocks() -> None:
+    s = scheduler(block_count=8, block_tokens=2)
+    add(s, 1, prompt_tokens=5, max_tokens=7)
+    add(s, 2, prompt_tokens=5, max_tokens=7)
+    starts: list[int] = []
+    while not s.idle:
+        scheduled = start(s)
+        starts += [row.start for row in scheduled.step.rows if row.sequence == 2 and row.first_block == (0,)]
+        finish(s, scheduled)
+    assert len(starts) == 2 and starts[1] > 0
+    assert s.reused_tokens == starts[1]
+
+
+def test_a_higher_priority_goes_before_those_that_wait() -> None:
+    s = scheduler(max_running=1)
+    add(s, 1)
+    finish(s, start(s))
+    add(s, 2)
+    s.add(3, (1, 2), Sampling(), 2, frozenset(), priority=5)
+    s.abort(1)
+    assert list(counts(start(s))) == [3]

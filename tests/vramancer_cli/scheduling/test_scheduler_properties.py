@@ -1,22 +1,23 @@
 """Whatever arrives, leaves and lags: every request ends once, with the tokens that it would get alone, in its turn.
 
-VRM_LONG=1 runs ten times as many random steps.
+`make properties` (VRM_LONG=1) runs a hundred thousand random steps instead of five thousand.
 """
 
 from __future__ import annotations
 
 import os
 import random
+from collections import Counter
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.helpers.scheduler_bench import Bench, Limits, random_limits, random_request
+from tests.helpers.scheduler_bench import Bench, Limits, RandomRequests, random_limits
 from vramancer_cli.errors import QueueFullError
 
-RANDOM_STEPS = 100_000 if os.environ.get("VRM_LONG") else 10_000
-STEPS_PER_EPOCH = 400
+RANDOM_STEPS = 100_000 if os.environ.get("VRM_LONG") else 5_000
+STEPS_PER_EPOCH = 200
 
 LIMITS = st.builds(
     Limits,
@@ -26,10 +27,13 @@ LIMITS = st.builds(
     max_running=st.integers(1, 6),
     max_waiting=st.just(64),
     max_in_flight=st.integers(1, 3),
-    state_slots=st.integers(0, 4),
+    state_slots=st.sampled_from((0, 0, 0, 1, 4)),
+    prefix_cache=st.booleans(),
 )
 PROMPTS = st.lists(st.integers(0, 5), min_size=1, max_size=5).map(tuple)
-ARRIVALS = st.tuples(st.just("arrive"), PROMPTS, st.integers(1, 6), st.booleans())
+ARRIVALS = st.tuples(
+    st.just("arrive"), PROMPTS, st.integers(1, 6), st.booleans(), st.integers(1, 3), st.sampled_from((0, 0, 0, 1))
+)
 MOVES = st.one_of(
     ARRIVALS,
     st.tuples(st.just("abort"), st.integers(0, 9)),
@@ -53,39 +57,43 @@ def make_move(bench: Bench, name: str, values: list) -> None:
     elif name == "advance":
         bench.advance(values[0])
     elif name == "arrive":
-        prompt, max_tokens, stops_early = values
+        prompt, max_tokens, stops_early, copies, priority = values
         room = bench.limits.block_count * bench.limits.block_tokens - len(prompt)
-        if room > 0:
-            bench.arrive(prompt, 1, min(max_tokens, room), frozenset(range(0, 40, 3)) if stops_early else frozenset())
+        stops = frozenset[int](range(0, 40, 3)) if stops_early else frozenset[int]()
+        for seed in range(copies if room > 0 else 0):
+            bench.arrive(prompt, seed, min(max_tokens, room), stops, priority)
     elif bench.live:
         bench.abort(list(bench.live.values())[values[0] % len(bench.live)])
 
 
 def test_a_long_random_run() -> None:
     rng = random.Random(20)
-    steps = ended = preemptions = refused = 0
-    while steps < RANDOM_STEPS:
+    seen: Counter[str] = Counter()
+    while seen["steps"] < RANDOM_STEPS:
         bench = Bench(random_limits(rng))
+        requests = RandomRequests(bench, rng)
         while bench.steps < STEPS_PER_EPOCH:
-            refused += make_random_move(bench, rng)
+            seen["refused"] += make_random_move(bench, requests, rng)
         bench.drain()
-        steps, ended, preemptions = steps + bench.steps, ended + len(bench.done), preemptions + bench.preemptions
+        seen.update(steps=bench.steps, ended=len(bench.done), preempted=bench.preemptions)
+        seen.update(copies=bench.copies, shared=bench.shared, reused=bench.scheduler.reused_tokens)
     # The run must have seen what it is for.
-    assert ended > RANDOM_STEPS / 20
-    assert preemptions > RANDOM_STEPS / 200
-    assert refused > 0
+    assert seen["ended"] > RANDOM_STEPS / 20
+    assert min(seen["preempted"], seen["copies"], seen["refused"]) > RANDOM_STEPS / 200
+    assert seen["shared"] > RANDOM_STEPS / 50
+    assert seen["reused"] > RANDOM_STEPS / 10
 
 
-def make_random_move(bench: Bench, rng: random.Random) -> int:
+def make_random_move(bench: Bench, requests: RandomRequests, rng: random.Random) -> int:
     """One for a request refused by the full queue."""
     dice = rng.random()
-    if dice < 0.15:
+    if dice < 0.03:
         try:
-            bench.arrive(*random_request(rng))
+            requests.arrive()
         except QueueFullError:
             assert bench.scheduler.waiting >= bench.limits.max_waiting
             return 1
-    elif dice < 0.17 and bench.live:
+    elif dice < 0.04 and bench.live:
         bench.abort(rng.choice(list(bench.live.values())))
     elif dice < 0.5:
         bench.schedule()

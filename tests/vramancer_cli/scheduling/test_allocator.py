@@ -1,0 +1,145 @@
+"""CacheAllocator: what is there is shared, what is shared is never written, what is held comes back."""
+
+from __future__ import annotations
+
+import pytest
+
+from transport.messages import BlockCopy
+from vramancer_cli.errors import IntegrityError
+from vramancer_cli.models.sampling import Sampling
+from vramancer_cli.scheduling.allocator import CacheAllocator
+from vramancer_cli.scheduling.sequence import Sequence
+
+PROMPT = tuple(range(10))
+
+
+def allocator(**changes: object) -> CacheAllocator:
+    limits: dict[str, object] = {"block_count": 12, "block_tokens": 4}
+    return CacheAllocator(**{**limits, **changes})  # type: ignore[arg-type]
+
+
+def sequence(number: int, prompt: tuple[int, ...] = PROMPT, *, reuses: bool = True) -> Sequence:
+    return Sequence(number, prompt, Sampling(), 8, frozenset(), number, reuses=reuses)
+
+
+def begun(a: CacheAllocator, s: Sequence, *running: Sequence) -> Sequence:
+    assert a.begin(s, running, 0)
+    a.check_integrity((s, *running))
+    return s
+
+
+def computed(a: CacheAllocator, s: Sequence, *running: Sequence) -> Sequence:
+    """Begun, and all its tokens came back."""
+    begun(a, s, *running)
+    count = s.uncached_tokens
+    s.launch(count)
+    s.land(count)
+    a.keep(s, count)
+    s.accept(77)
+    return s
+
+
+def test_full_blocks_outlive_their_sequence_and_are_found_by_the_next() -> None:
+    a = allocator()
+    first = computed(a, sequence(1))
+    blocks = tuple(first.blocks)
+    a.release(first)
+    a.check_integrity(())
+    second = begun(a, sequence(2, (*PROMPT[:9], 50, 51)))
+    assert tuple(second.blocks[:2]) == blocks[:2], "the two full blocks; the third was partial and another"
+    assert (second.cached_tokens, second.copies, a.reused_tokens) == (8, (), 8)
+
+
+def test_at_least_one_token_runs() -> None:
+    a = allocator()
+    a.release(computed(a, sequence(1, PROMPT[:8])))
+    again = begun(a, sequence(2, PROMPT[:8]))
+    assert (again.cached_tokens, again.uncached_tokens) == (4, 4)
+
+
+def test_another_beginning_finds_nothing_though_the_later_tokens_are_the_same() -> None:
+    a = allocator()
+    a.release(computed(a, sequence(1)))
+    assert begun(a, sequence(2, (99, *PROMPT[1:]))).cached_tokens == 0
+
+
+def test_what_was_generated_is_found_too() -> None:
+    a = allocator()
+    first = computed(a, sequence(1, PROMPT[:7]))
+    first.launch(1)
+    first.land(1)
+    a.keep(first, 1)
+    a.release(first)
+    assert begun(a, sequence(2, (*PROMPT[:7], 77, 5))).cached_tokens == 8
+
+
+def test_the_same_prompt_is_forked_with_a_copy_of_the_partial_block() -> None:
+    a = allocator()
+    first = computed(a, sequence(1))
+    fork = begun(a, sequence(2), first)
+    assert fork.blocks[:2] == first.blocks[:2]
+    assert fork.copies == (BlockCopy(0, first.blocks[2], fork.blocks[2]),)
+    assert fork.cached_tokens == 9
+    assert fork.launch(1).blocks == (tuple(fork.blocks),)
+    assert fork.copies == ()
+    a.release(first)
+    a.check_integrity((fork,))
+    a.release(fork)
+    a.check_integrity(())
+
+
+def test_a_fork_needs_no_prefix_cache_and_no_copy_at_a_blocks_end() -> None:
+    a = allocator(prefix_cache=False)
+    first = computed(a, sequence(1, PROMPT[:9]))
+    fork = begun(a, sequence(2, PROMPT[:9]), first)
+    assert (fork.cached_tokens, fork.copies) == (8, ())
+    a.release(first)
+    a.release(fork)
+    assert begun(a, sequence(3, PROMPT[:9])).cached_tokens == 0, "without a cache nothing outlives its sequence"
+
+
+def test_who_has_the_same_prompt_waits_while_it_is_computed() -> None:
+    a = allocator()
+    first = begun(a, sequence(1))
+    assert a.must_wait(sequence(2), (first,))
+    assert not a.must_wait(sequence(2, reuses=False), (first,))
+    assert not a.must_wait(sequence(2, PROMPT[:9]), (first,))
+    first.launch(9)
+    first.land(9)
+    assert not a.must_wait(sequence(2), (first,))
+
+
+def test_who_wants_every_token_to_run_shares_nothing() -> None:
+    a = allocator()
+    first = computed(a, sequence(1))
+    assert begun(a, sequence(2, reuses=False), first).cached_tokens == 0
+
+
+def test_a_model_with_state_shares_nothing() -> None:
+    a = allocator(state_slots=2)
+    first = computed(a, sequence(1))
+    assert not a.must_wait(sequence(2), (first,))
+    second = begun(a, sequence(2), first)
+    assert (second.cached_tokens, second.copies) == (0, ())
+    assert not a.begin(sequence(3), (first, second), 0), "there is no third slot"
+    a.release(first)
+    assert begun(a, sequence(3), second).cached_tokens == 0
+
+
+def test_kept_blocks_that_are_shared_are_not_counted_as_free() -> None:
+    a = allocator(block_count=4)
+    a.release(computed(a, sequence(1, PROMPT[:8])))
+    assert not a.begin(sequence(2, (*PROMPT[:8], *range(20, 29))), (), 0), "two kept and two free for five"
+    assert a.begin(sequence(3, (*PROMPT[:8], *range(20, 28))), (), 0)
+
+
+def test_integrity_finds_a_sequence_that_would_write_where_others_read() -> None:
+    a = allocator()
+    first = computed(a, sequence(1))
+    second = begun(a, sequence(2), first)
+    second.cached_tokens = 7
+    with pytest.raises(IntegrityError, match="Sequence 2 would write into block"):
+        a.check_integrity((first, second))
+    second.cached_tokens = 13
+    with pytest.raises(IntegrityError, match="do not match its tokens"):
+        a.check_integrity((first, second))

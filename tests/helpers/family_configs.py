@@ -7,7 +7,6 @@ imported by the program.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Final
 
 from transformers import CONFIG_MAPPING, PretrainedConfig
@@ -133,7 +132,10 @@ QUIRKS: Final[dict[str, dict[str, Any]]] = {
     "doge": {"keep_window_size": TOP_K},
     # Layer types that the default does not mix.
     "deepseek_v2": {"n_group": 4, "topk_group": 2, "topk_method": "group_limited_greedy", "num_experts_per_tok": 2},
-    "dots1": {"num_experts_per_tok": 2, "n_routed_experts": 8, "n_shared_experts": 1, "n_group": 4, "topk_group": 2, **_WINDOWED},
+    "dots1": {
+        "num_experts_per_tok": 2, "n_routed_experts": 8, "n_shared_experts": 1, "n_group": 4, "topk_group": 2,
+        **_WINDOWED,
+    },
     "cohere_compass_text": {"rope_parameters": {"sliding_attention": _ROPE, "full_attention": None}, **_WINDOWED},
     "laguna": {
         "num_attention_heads_per_layer": [4, 2, 4, 2],
@@ -175,8 +177,7 @@ def tiny_config(family: str) -> PretrainedConfig:
     default = kind()
     text = default.get_text_config()
     fields = _fields(type(text), text)
-    config = type(text)(**fields)
-    return config
+    return type(text)(**fields)
 
 
 def _fields(kind: type[PretrainedConfig], default: PretrainedConfig) -> dict[str, Any]:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -24,9 +24,9 @@ from tests.helpers.family_configs import VOCABULARY, tiny_config
 from tests.helpers.stepping import Driver, Request, even_ranges, make_plan
 from transport.messages import Step, StepRow
 from transport.types import LayerRange
-from vramancer_cli.engine.trace import trace_layers
 from vramancer_cli.engine.checkpoint import open_checkpoint
 from vramancer_cli.engine.torch_engine import TorchEngine
+from vramancer_cli.engine.trace import trace_layers
 from vramancer_cli.engine.weights import read_as
 
 TOLERANCE: Final = 1e-4

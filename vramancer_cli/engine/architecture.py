@@ -34,6 +34,9 @@ _MAX_DEPTH: Final = 32
 _MAX_TABLE_BYTES: Final = 256 << 20
 """Tables that are computed and not stored: rotary frequencies, and for some families one row per position."""
 
+WHOLE: Final = "Run it whole on one node, with a program made for one machine, or use a model of another family."
+"""What is left to do with a family that cannot be split."""
+
 _COUNTS: Final = re.compile(r"^(num|n)_|layer|expert|head|block|depth")
 _EXPERTS: Final = re.compile(r"^(num|n)_(\w+_)?experts$")
 _LENGTHS: Final = re.compile(r"position|seq_len|n_ctx|context_length")
@@ -94,8 +97,8 @@ def container_name(model: PreTrainedModel) -> str:
     found = planned or [name for name, module in lists.items() if len(module) == count]
     if base is model or len(found) != 1:
         raise ModelError(
-            f"The layers of the family '{model.config.model_type}' are not one list, so it cannot be split.",
-            hint="Use a model of another family, such as Llama, Mistral or Qwen.",
+            f"The family '{model.config.model_type}' cannot be split into layers: they are not one list of modules.",
+            hint=WHOLE,
         )
     return found[0]
 

@@ -122,7 +122,7 @@ def _traced_model(checkpoint: Checkpoint) -> Trace:
     except _FAILURES as error:
         raise ModelError(
             f"The family '{model.config.model_type}' cannot be split into layers: {one_line(error)}",
-            hint="Run it whole on one node, with a program made for one machine, or use a model of another family.",
+            hint=architecture.WHOLE,
         ) from error
     try:
         together = _trace_ragged(architecture.build(checkpoint, DRY_DTYPE), alone)
@@ -161,7 +161,7 @@ class _Recorder:
         self._note(layer, KvShape(key.shape[0], key.shape[2], value.shape[2]))
         for earlier, other in self._keys.items():
             if key._base is other:
-                self.same_as[layer] = earlier
+                self.same_as[layer] = self.same_as.get(earlier, earlier)
         self._keys[layer] = key if key._base is None else key._base
         return query.new_empty(query.shape[1], query.shape[0], value.shape[2])
 

@@ -23,7 +23,6 @@ _SIZES: Final[dict[str, Any]] = {
     "intermediate_size": 96,
     "ffn_hidden_size": 96,
     "dense_intermediate_size": 96,
-    "shared_intermediate_size": 48,
     "moe_intermediate_size": 32,
     "expert_ffn_hidden_size": 32,
     "shared_expert_intermediate_size": 48,
@@ -87,6 +86,14 @@ _SIZES: Final[dict[str, Any]] = {
     "dim_model_base": 16,
     "n_positions": 512,
     "n_embd": 64,
+    "n_embed": 64,
+    "num_attention_head": 4,
+    "mamba_n_heads": 8,
+    "mamba_d_head": 16,
+    "mamba_d_state": 16,
+    "mamba_expand": 2,
+    "state_size": 16,
+    "shared_intermediate_size": 48,
     "n_head": 4,
     "n_inner": 96,
     "word_embed_proj_dim": 64,
@@ -129,6 +136,11 @@ QUIRKS: Final[dict[str, dict[str, Any]]] = {
     "starcoder2": {"sliding_window": WINDOW_TOKENS},
     "ministral": {"head_dim": 16, **_WINDOWED},
     "ministral3": {"sliding_window": WINDOW_TOKENS},
+    "nemotron": {"num_key_value_heads": 2, "head_dim": 16},
+    "hunyuan_v1_dense": {"head_dim": 16},
+    "hunyuan_v1_moe": {"head_dim": 16},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2},
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
     "doge": {"keep_window_size": TOP_K},
     # Layer types that the default does not mix.
     "deepseek_v2": {"n_group": 4, "topk_group": 2, "topk_method": "group_limited_greedy", "num_experts_per_tok": 2},
@@ -184,7 +196,7 @@ def _fields(kind: type[PretrainedConfig], default: PretrainedConfig) -> dict[str
     declared = default.to_dict()
     fields: dict[str, Any] = {name: size for name, size in _SIZES.items() if declared.get(name) is not None}
     layers = {
-        name: _layer_list(declared[name]) for name in _LAYER_LISTS if isinstance(declared.get(name), (list, tuple))
+        name: _layer_list(declared[name]) for name in LAYER_LISTS if isinstance(declared.get(name), (list, tuple))
     }
     count = max([4, *(len(items) for items in layers.values())])
     fields |= {name: _stretched(items, count) for name, items in layers.items()}
@@ -200,7 +212,7 @@ def _fields(kind: type[PretrainedConfig], default: PretrainedConfig) -> dict[str
     return fields
 
 
-_LAYER_LISTS: Final = (
+LAYER_LISTS: Final = (
     "layer_types",
     "mlp_layer_types",
     "indexer_types",

@@ -1,9 +1,8 @@
 """One family against transformers: a tiny checkpoint of it, run whole there, and split at every cut here.
 
-Three things are compared, all in float32 on the CPU. `cuts`: prefill through the family's own attention, split at each
-cut, against the unsplit transformers model, bit for bit. `split`: prefill through our engine, split at each cut, against
-our engine unsplit, bit for bit. `paged`: chunks, decoding and several sequences in one batch, split at every layer,
-against transformers within 1e-4, with the same greedy tokens.
+Two things are compared, in float32 on the CPU. Prefill in one piece, split at each cut, against our engine unsplit,
+bit for bit; how far both are from transformers is measured too. And chunks, decoding and several sequences in one
+batch, split at every layer, against transformers within 1e-4, with the same greedy tokens.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tests.helpers.family_configs import VOCABULARY, tiny_config
+from tests.helpers.family_mechanisms import mechanisms
 from tests.helpers.stepping import Driver, Request, even_ranges, make_plan
 from transport.messages import Step, StepRow
 from transport.types import LayerRange
@@ -50,11 +50,15 @@ class Outcome:
     margin: float = float("nan")
     same_tokens: bool = False
     reason: str = ""
-    beside: tuple[str, ...] = field(default=())
+    mechanisms: tuple[str, ...] = ()
+
+    @property
+    def paged_exact(self) -> bool:
+        return self.paged_difference <= TOLERANCE and self.same_tokens and self.margin > MARGIN
 
     @property
     def exact(self) -> bool:
-        return self.split_bits and self.paged_difference <= TOLERANCE and self.same_tokens and self.margin > MARGIN
+        return self.split_bits and self.whole_difference <= TOLERANCE and self.paged_exact
 
 
 def examine(family: str) -> Outcome:
@@ -74,7 +78,7 @@ def _examine(outcome: Outcome, folder: Path) -> None:
     reference, texts, outcome.margin = _well_separated(outcome.family, folder)
     trace = trace_layers(open_checkpoint(folder))
     outcome.layers, outcome.ragged = len(trace.seams.calls), trace.ragged
-    outcome.beside = tuple(crossing.name for crossing in trace.seams.at(outcome.layers // 2)[1:])
+    outcome.mechanisms = mechanisms(reference.config.get_text_config(), trace, min(PROMPTS))
     outcome.split_bits, outcome.whole_difference = _split(folder, outcome.layers, reference)
     outcome.paged_difference, outcome.same_tokens = _paged(folder, outcome.layers, reference, texts)
 
@@ -161,7 +165,7 @@ def _prefill(engine: TorchEngine, folder: Path, ranges: Sequence[LayerRange], pr
 def _paged(folder: Path, layers: int, reference: PreTrainedModel, texts: list[list[int]]) -> tuple[float, bool]:
     engine = TorchEngine("cpu", limit_bytes=1 << 30, threads=1)
     requests = [Request(prompt, NEW_TOKENS, joins_at=i) for i, prompt in enumerate(_prompts())]
-    with _driver(engine, folder, even_ranges(layers, layers), max_step_tokens=24, watch=True) as driver:
+    with _driver(engine, folder, even_ranges(layers, layers), max_step_tokens=24) as driver:
         driver.run(requests)
         difference = max(_difference(reference, request, driver) for request in requests)
     return difference, [request.generated for request in requests] == texts
@@ -178,7 +182,7 @@ def _difference(reference: PreTrainedModel, request: Request, driver: Driver) ->
 
 @contextmanager
 def _driver(
-    engine: TorchEngine, folder: Path, ranges: Sequence[LayerRange], *, max_step_tokens: int, watch: bool = False
+    engine: TorchEngine, folder: Path, ranges: Sequence[LayerRange], *, max_step_tokens: int
 ) -> Iterator[Driver]:
     plan = make_plan(engine, folder, ranges, max_step_tokens=max_step_tokens, block_tokens=8, block_count=64)
     driver = Driver(engine, folder, plan)

@@ -94,7 +94,8 @@ def container_name(model: PreTrainedModel) -> str:
     lists = {name: module for name, module in base.named_modules() if isinstance(module, torch.nn.ModuleList)}
     planned = [name for name in base.config.base_model_pp_plan or {} if name in lists]
     count: Any = getattr(base.config.get_text_config(), "num_hidden_layers", None)
-    found = planned or [name for name, module in lists.items() if len(module) == count]
+    as_many = [name for name, module in lists.items() if len(module) == count]
+    found = planned or [name for name in as_many if not any(name.startswith(f"{other}.") for other in as_many)]
     if base is model or len(found) != 1:
         raise ModelError(
             f"The family '{model.config.model_type}' cannot be split into layers: they are not one list of modules.",

@@ -120,7 +120,7 @@ class SplitModel:
         self._passing: Callable[[int, tuple[Any, ...], dict[str, Any]], Any] = self._pass_in_stage
         for index in range(len(container)):
             if not layers.start <= index < layers.end:
-                container[index] = _Passed(self, index)
+                container[index] = _Passed(self, index, container[index])
             elif brought := seams.brought(index, layers.start):
                 container[index].register_forward_pre_hook(_Handing(self, brought), with_kwargs=True)
         if layers and layers.end == len(self._calls):
@@ -197,11 +197,14 @@ class SplitModel:
 
 
 class _Passed(torch.nn.Module):
-    """In the place of a layer that is not owned."""
+    """In the place of a layer that is not owned. Has its plain attributes: some families ask a layer for its type."""
 
-    def __init__(self, split: SplitModel, index: int) -> None:
+    def __init__(self, split: SplitModel, index: int, layer: torch.nn.Module) -> None:
         super().__init__()
         self._split, self._index = split, index
+        for name, value in vars(layer).items():
+            if isinstance(value, (str, int)) and not name.startswith("_"):
+                setattr(self, name, value)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self._split.passed(self._index, args, kwargs)

@@ -53,6 +53,7 @@ class SequenceCache:
         self.cache: Any = kind(config=model.config) if kind is DynamicCache else kind()  # pyright: ignore[reportCallIssue]
         for index, layer in enumerate(self.cache.layers):
             self._page(layer, index)
+        self.cache.get_seq_length = lambda layer_idx=0: self._place.start
         self._own = tuple(layer for layer in self.cache.layers if hasattr(layer, "cumulative_length"))
         if self.cache.layer_class_to_replicate is not None:
             self._page_as_it_grows(self.cache.layer_class_to_replicate)
@@ -96,7 +97,6 @@ class SequenceCache:
     def _page_as_it_grows(self, kind: type[Any]) -> None:
         """For a cache that makes its layers as they come: those that other stages hold count as if they were here."""
         self.cache.layer_class_to_replicate = lambda: self._page(kind(), len(self.cache.layers))
-        self.cache.get_seq_length = lambda layer_idx=0: self._place.start
         self.cache.get_mask_sizes = lambda query_length, layer_idx: self._mask_sizes(query_length, None)
 
     def _mask_sizes(self, count: int, window: int | None) -> tuple[int, int]:

@@ -117,6 +117,7 @@ def _traced(folder: Path, _digest: str) -> Trace:
 
 def _traced_model(checkpoint: Checkpoint) -> Trace:
     model = architecture.build(checkpoint, DRY_DTYPE, ragged=False)
+    architecture.layers_of(model)  # raises for a family without a list of layers
     try:
         alone = _trace_sequence(model)
     except _FAILURES as error:

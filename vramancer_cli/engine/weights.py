@@ -53,11 +53,11 @@ def model_facts(folder: Path, ref: ModelRef) -> ModelFacts:
     at once, plus the residual), or the head's share if that is larger. Raises ModelError.
     """
     checkpoint = open_checkpoint(folder)
-    model = architecture.build(checkpoint, torch.float32)
+    trace = trace_layers(checkpoint)
+    model = architecture.build(checkpoint, torch.float32, ragged=trace.ragged)
     config = model.config.get_text_config()
     by_layer = parameters_by_layer(model)
     layer_count = len(architecture.layers_of(model))
-    trace = trace_layers(checkpoint)
     owned_tensors(model, checkpoint)
     head_elements = -(-HEAD_COPIES * config.vocab_size // HEAD_ROW_TOKENS)
     return ModelFacts(

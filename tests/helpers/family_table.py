@@ -33,9 +33,9 @@ VRAMancer, in float32 on a CPU, against the same checkpoint in transformers, uns
 
 - **split**: prefill in one piece, cut at every layer boundary in turn, gives bit for bit what it gives uncut.
 - **paged**: {len(PROMPTS)} sequences of {min(PROMPTS)} to {max(PROMPTS)} tokens in one batch, every layer a stage of
-  its own, prompts in chunks, then decoding: logits within {TOLERANCE} of transformers', and the same greedy tokens, with
-  more than 0.001 between the two best logits at each one. *together*: all sequences pass in one row; *one by one*: each
-  passes alone, with the family's own attention and cache.
+  its own, prompts in chunks, then decoding: logits within {TOLERANCE} of transformers', and the same greedy tokens,
+  with more than 0.001 between the two best logits at each one. *together*: all sequences pass in one row;
+  *one by one*: each passes alone, with the family's own attention and cache.
 - **quantised**: not tried.
 - **max difference**: of the logits, split and paged.
 - **mechanisms**: what the tiny model has switched on, checked while it runs.

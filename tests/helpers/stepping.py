@@ -13,7 +13,10 @@ from pathlib import Path
 
 import torch
 
-from transport.messages import ModelRef, Plan, StagePlan, Step, StepRow
+from transport.codec import decode, encode
+from transport.contracts import Received, TensorBuffer
+from transport.framing import HEADER_BYTES, FrameHeader
+from transport.messages import Activation, ModelRef, Plan, StagePlan, Step, StepRow
 from transport.types import LayerRange
 from vramancer_cli.engine.boundary import Boundary
 from vramancer_cli.engine.ends import TorchEnds
@@ -72,6 +75,15 @@ def make_plan(
 def even_ranges(layer_count: int, stages: int) -> list[LayerRange]:
     cuts = [layer_count * index // stages for index in range(stages + 1)]
     return [LayerRange(start, end) for start, end in pairwise(cuts)]
+
+
+def over_the_wire(step: Step, stage: int, buffers: Sequence[TensorBuffer]) -> Received:
+    """What a link makes of an activation, without the link."""
+    head, pieces = encode(step.epoch, step.number, Activation(stage, step), buffers)
+    payload = memoryview(bytearray(b"".join(pieces)))
+    received = decode(FrameHeader.unpack(head[:HEADER_BYTES]), head[HEADER_BYTES:], payload)
+    assert received is not None
+    return received
 
 
 @dataclass
@@ -147,10 +159,9 @@ class Driver:
 
     def send(self, step: Step, token_ids: Sequence[int]) -> Boundary:
         boundary = self.ends.embed(step, token_ids)
-        for stage in self.stages:
-            buffers = self.engine.to_buffers(boundary)
-            crossed = self.engine.from_buffers({buffer.spec.name: buffer for buffer in buffers})
-            boundary = stage.execute(step, crossed)
+        for index, stage in enumerate(self.stages):
+            received = over_the_wire(step, index, self.engine.to_buffers(boundary))
+            boundary = stage.execute(step, self.engine.from_buffers(received.tensors))
         return boundary
 
     def _row(self, index: int, request: Request, count: int) -> StepRow:

@@ -73,9 +73,10 @@ class TorchEngine:
         return load_ends(folder, plan, self._budget, self.device, progress)
 
     def to_buffers(self, boundary: Boundary) -> tuple[TensorBuffer, ...]:
-        """Hidden states first. Raises LocalProtocolError for a dtype that may not cross the wire."""
+        """The wider dtypes first, as the wire wants them. Raises LocalProtocolError for one that may not cross it."""
         named = {HIDDEN: boundary.hidden, **boundary.beside}
-        return tuple(tensors.to_buffer(name, tensor) for name, tensor in named.items())
+        widest_first = sorted(named.items(), key=lambda pair: -pair[1].itemsize)
+        return tuple(tensors.to_buffer(name, tensor) for name, tensor in widest_first)
 
     def from_buffers(self, buffers: Mapping[str, TensorBuffer]) -> Boundary:
         """On the device. Raises RemoteProtocolError."""

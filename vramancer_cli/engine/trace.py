@@ -6,18 +6,15 @@ Must never touch real memory or know a family by name.
 from __future__ import annotations
 
 import inspect
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
 from torch.fx.experimental import _config as symbolic_shapes
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
@@ -26,6 +23,7 @@ from vramancer_cli.engine import architecture
 from vramancer_cli.engine.attention import Options
 from vramancer_cli.engine.calls import SAMPLE_TOKENS, Forward, watch_calls
 from vramancer_cli.engine.checkpoint import Checkpoint, open_checkpoint
+from vramancer_cli.engine.dry_run import LiveElements, ReadsZero
 from vramancer_cli.engine.seam import DRY_DTYPE, Seams
 from vramancer_cli.engine.sequence_cache import SequenceCache
 from vramancer_cli.errors import ModelError
@@ -219,8 +217,13 @@ def _trace_sequence(model: PreTrainedModel) -> Trace:
 
 def positions_for(model: PreTrainedModel, positions: torch.Tensor) -> dict[str, Any]:
     """The positions as arguments, for a base model that does not count them itself."""
-    known = "position_ids" in inspect.signature(architecture.base_model(model).forward).parameters
+    known = _takes_positions(type(architecture.base_model(model)))
     return {"position_ids": positions} if known else {}
+
+
+@cache
+def _takes_positions(kind: type[PreTrainedModel]) -> bool:
+    return "position_ids" in inspect.signature(kind.forward).parameters
 
 
 def _cache_kind(model: PreTrainedModel) -> type[Cache]:
@@ -277,47 +280,3 @@ def _live_elements(model: PreTrainedModel, forward: Forward) -> int:
     with torch.inference_mode(), LiveElements() as live:
         forward(_LIVE_TOKENS, ids, positions)
     return -(-live.peak_elements // _LIVE_TOKENS) + model.config.get_text_config().hidden_size
-
-
-class ReadsZero(TorchFunctionMode):
-    """Lets code run on meta that reads single values: each is 0."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is torch.Tensor.item and args[0].is_meta:
-            return 0
-        return func(*args, **(kwargs or {}))
-
-
-class LiveElements(TorchDispatchMode):
-    """Counts the elements of all tensors alive that operations have made, and remembers the most at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.peak_elements = 0
-        self._live_elements = 0
-        self._views: dict[int, int] = {}
-
-    def __torch_dispatch__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(tensor, torch.Tensor):
-                self._born(tensor)
-        return result
-
-    def _born(self, tensor: torch.Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key, elements = storage._cdata, storage.nbytes() // tensor.itemsize
-        if self._views.setdefault(key, 0) == 0:
-            self._live_elements += elements
-            self.peak_elements = max(self.peak_elements, self._live_elements)
-        self._views[key] += 1
-        weakref.finalize(tensor, self._died, key, elements)
-
-    def _died(self, key: int, elements: int) -> None:
-        self._views[key] -= 1
-        if self._views[key] == 0:
-            self._live_elements -= elements

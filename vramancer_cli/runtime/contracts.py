@@ -87,7 +87,7 @@ class Engine(Protocol):
     def load_ends(self, folder: Path, plan: Plan, progress: Progress) -> Ends: ...
 
     def to_buffers(self, hidden: Hidden, /) -> tuple[TensorBuffer, ...]:
-        """Hidden states first, as "hidden_states"; all have one row per token."""
+        """Among them "hidden_states"; all have one row per token. In the order in which they may cross the wire."""
         ...
 
     def from_buffers(self, buffers: Mapping[str, TensorBuffer]) -> Hidden:

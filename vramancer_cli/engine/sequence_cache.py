@@ -66,6 +66,11 @@ class SequenceCache:
             layer.cumulative_length = place.start
         return self.cache
 
+    def windows(self) -> dict[int, int]:
+        """By cache layer, how many tokens back it looks, where not all."""
+        found = {index: getattr(layer, "sliding_window", None) for index, layer in enumerate(self.cache.layers)}
+        return {index: window for index, window in found.items() if window is not None}
+
     def state(self) -> Iterator[torch.Tensor]:
         """Every tensor that the cache keeps beside the place."""
         yield from _tensors(vars(self.cache))

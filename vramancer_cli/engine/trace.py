@@ -54,7 +54,8 @@ class Trace:
     `ragged`: several sequences may pass the layers in one row, our attention keeps them apart; else each sequence
     passes them alone, with the family's own attention and cache of `cache_kind`.
     `kv_shapes` by cache layer (a decoder layer may have several); `decoder_layers`: whose they are. `same_as`: cache
-    layers that attend to the keys and values of an earlier one. `states` by decoder layer: elements of a sequence's
+    layers that attend to the keys and values of an earlier one. `windows`: how many tokens back a cache layer looks,
+    where not all. `states` by decoder layer: elements of a sequence's
     state, and how many more with each token. `live_elements`: the most that is alive at once in the layers, per token.
     """
 
@@ -64,6 +65,7 @@ class Trace:
     kv_shapes: Mapping[int, KvShape]
     decoder_layers: Mapping[int, int]
     same_as: Mapping[int, int]
+    windows: Mapping[int, int]
     states: Mapping[int, tuple[int, int]]
     live_elements: int
 
@@ -135,10 +137,15 @@ _FAILURES = (ModelError, RuntimeError, NotImplementedError, TypeError, ValueErro
 
 
 def _agree(together: Trace, alone: Trace) -> bool:
-    """Whether a layer does nothing with the cache that our attention does not do for it."""
+    """Whether a layer does nothing with the cache that our attention does not do for it.
+
+    A family may leave its windows to its masks, of which our attention knows nothing: then the windows differ.
+    """
+    own = together.kv_shapes.keys() - together.same_as.keys()
+    windows = {index: window for index, window in together.windows.items() if index in own}
     stateless = all(state == (0, 0) for state in alone.states.values())
     every = set(together.decoder_layers.values()) == set(range(len(alone.seams.calls)))
-    return stateless and every and together.kv_shapes.keys() - together.same_as.keys() == alone.kv_shapes.keys()
+    return stateless and every and own == alone.kv_shapes.keys() and windows == alone.windows
 
 
 class _Recorder:
@@ -150,6 +157,7 @@ class _Recorder:
         self.kv_shapes: dict[int, KvShape] = {}
         self.same_as: dict[int, int] = {}
         self.decoder_layers: dict[int, int] = {}
+        self.windows: dict[int, int] = {}
         self.states: dict[int, int] = {}
         self.decoder_layer = -1
         self._keys: dict[int, torch.Tensor] = {}
@@ -158,6 +166,8 @@ class _Recorder:
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: Options
     ) -> torch.Tensor:
         self._note(layer, KvShape(key.shape[0], key.shape[2], value.shape[2]))
+        if options.sliding_window is not None:
+            self.windows[layer] = options.sliding_window
         for earlier, other in self._keys.items():
             if key._base is other:
                 self.same_as[layer] = self.same_as.get(earlier, earlier)
@@ -191,6 +201,7 @@ def _trace_ragged(model: PreTrainedModel, alone: Trace) -> Trace:
         kv_shapes=recorder.kv_shapes,
         decoder_layers=recorder.decoder_layers,
         same_as=recorder.same_as,
+        windows=recorder.windows,
         states={},
         live_elements=_live_elements(model, forward),
     )
@@ -206,12 +217,21 @@ def _trace_sequence(model: PreTrainedModel) -> Trace:
         arguments = positions_for(model, positions) | {"past_key_values": kept.cache, "use_cache": True}
         with _following(model, recorder, kept):
             architecture.base_model(model)(input_ids=ids, **arguments)
+        recorder.windows = kept.windows()
 
     seams = watch_calls(model, forward)
     live_elements = _live_elements(model, forward)
     one, other = (recorders[tokens] for tokens in SAMPLE_TOKENS)
     return Trace(
-        seams, False, kind, one.kv_shapes, one.decoder_layers, {}, _states(one.states, other.states), live_elements
+        seams,
+        False,
+        kind,
+        one.kv_shapes,
+        one.decoder_layers,
+        {},
+        one.windows,
+        _states(one.states, other.states),
+        live_elements,
     )
 
 

@@ -9,12 +9,10 @@ from tests.helpers.family_table import exact_before
 
 SAMPLE = {
     "llama": set[str](),
-    "longcat_flash": {"experts"},  # two attentions in a layer
     "gemma3n_text": {"window", "shared KV", "mixed layers", "more crosses"},  # and streams of hidden states
     "glm_moe_dsa": {"indexer", "expert groups", "more crosses"},  # layers that share what an indexer chose
     "deepseek_v4": {"indexer", "state", "mixed layers", "more crosses"},  # compressed keys, token ids in layers
     "qwen3_next": {"state", "mixed layers", "experts"},
-    "inkling_text": {"state", "window", "mixed layers"},
     "gpt2": set[str](),  # without a pipeline plan, with embedded positions
 }
 

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SOURCES := transport vramancer_cli commands build_scripts bench fuzz tests
 
-.PHONY: setup demo test properties check format model report fuzz quality binary smoke wheel test-wheel clean
+.PHONY: setup demo families test properties check format model report fuzz quality binary smoke wheel test-wheel clean
 .PHONY: bench-binary bench-bulk bench-load bench-quant
 
 setup: $(READY)
@@ -37,6 +37,11 @@ HANDSHAKES ?= 20000
 REQUESTS ?= 20000
 fuzz: $(READY)
 	@$(BIN)/python -m fuzz all --frames $(FRAMES) --handshakes $(HANDSHAKES) --requests $(REQUESTS) $(if $(SEED),--seed $(SEED))
+
+# Every family of transformers, split at every layer, against transformers itself; writes docs/families.md. About 10 minutes.
+# ONLY="llama gemma2": these, and nothing is written.
+families: $(READY)
+	@$(BIN)/python -m tests.helpers.family_table $(ONLY)
 
 check: $(READY)
 	@$(BIN)/ruff format --check $(SOURCES)

@@ -20,7 +20,7 @@ from transport.framing import OPTIONAL, FrameHeader
 from transport.messages import MESSAGES, PROTOCOL_MAJOR, PROTOCOL_MINOR, Activation, Hello, Message, Step
 from transport.types import DTYPE_BYTES, TensorSpec
 
-MAX_TENSORS: Final = 64
+MAX_TENSORS: Final = 256
 MAX_RANK: Final = 8
 MAX_DIMENSION: Final = 2**31 - 1
 MAX_NAME_CHARACTERS: Final = 128

@@ -264,7 +264,10 @@ class StageFailed(Message, frozen=True):
 
 
 class Activation(Message, frozen=True):
-    """Data link: hidden states entering stage `stage` of the plan, as tensor "hidden_states".
+    """Data link: what enters stage `stage` of the plan: tensor "hidden_states" and, in some families, more by name.
+
+    The others are what layers from there on need of what was made before; a stage knows them from its own dry run, and
+    refuses other ones. Each has one row per token, as the hidden states do.
 
     Shape [step.token_count, hidden]; `stage` == number of stages marks the pipeline's output, which holds only the
     outputs of the rows, in row order, [step.output_count, hidden]. The frame's epoch and step number equal the step's.

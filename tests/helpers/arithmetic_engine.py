@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from vramancer_cli.engine.block_tables import BlockTables, PlacedRow
 from vramancer_cli.errors import OverLimitError
 from vramancer_cli.models.facts import ModelFacts
 from vramancer_cli.models.readout import Readout, RowOutput, TokenScore
+from vramancer_cli.runtime.data_links import HIDDEN
 
 MODULUS = (1 << 31) - 1
 VOCABULARY = 1000
@@ -125,7 +126,7 @@ class ArithmeticEnds:
         self._engine = engine
         self.bytes = plan.ends_bytes
 
-    def embed(self, token_ids: Sequence[int]) -> list[int]:
+    def embed(self, step: Step, token_ids: Sequence[int]) -> list[int]:
         return [token + 1 for token in token_ids]
 
     def read(self, rows: list[int], readouts: Sequence[Readout]) -> list[RowOutput]:
@@ -182,11 +183,12 @@ class ArithmeticEngine:
         self._reserve(plan.ends_bytes)
         return ArithmeticEnds(self, plan)
 
-    def to_buffer(self, name: str, hidden: list[int]) -> TensorBuffer:
+    def to_buffers(self, hidden: list[int]) -> tuple[TensorBuffer, ...]:
         data = struct.pack(f"<{len(hidden)}q", *hidden)
-        return TensorBuffer(TensorSpec(name, "int64", (len(hidden), 1), 0), memoryview(data))
+        return (TensorBuffer(TensorSpec(HIDDEN, "int64", (len(hidden), 1), 0), memoryview(data)),)
 
-    def from_buffer(self, buffer: TensorBuffer) -> list[int]:
+    def from_buffers(self, buffers: Mapping[str, TensorBuffer]) -> list[int]:
+        buffer = buffers[HIDDEN]
         if buffer.spec.dtype != "int64" or len(buffer.spec.shape) != 2 or buffer.spec.shape[1] != 1:
             raise RemoteProtocolError(f"Hidden states of {buffer.spec.dtype} {buffer.spec.shape} came.")
         return list(struct.unpack(f"<{buffer.spec.shape[0]}q", buffer.data))

@@ -13,8 +13,12 @@ from pathlib import Path
 
 import torch
 
-from transport.messages import ModelRef, Plan, StagePlan, Step, StepRow
+from transport.codec import decode, encode
+from transport.contracts import Received, TensorBuffer
+from transport.framing import HEADER_BYTES, FrameHeader
+from transport.messages import Activation, ModelRef, Plan, StagePlan, Step, StepRow
 from transport.types import LayerRange, WeightFormat
+from vramancer_cli.engine.boundary import Boundary
 from vramancer_cli.engine.ends import TorchEnds
 from vramancer_cli.engine.stage import PagedStage
 from vramancer_cli.engine.torch_engine import TorchEngine
@@ -35,12 +39,14 @@ def make_plan(
     block_count: int = 96,
     block_tokens: int = 16,
     max_step_tokens: int = 64,
+    sequences: int = 16,
 ) -> Plan:
     """A plan with every stage on this engine's device: layers cut evenly, or as given."""
     ref = ModelRef("test", "folder", "", engine.digest(folder))
     facts = engine.model_facts(folder, ref)
     ranges = even_ranges(facts.layer_count, stages) if isinstance(stages, int) else stages
     device = engine.device_facts()
+    state_slots = sequences if facts.has_state else 0
     return Plan(
         epoch=1,
         model=ref,
@@ -57,11 +63,13 @@ def make_plan(
                 device=device,
                 layers=layers,
                 weights_bytes=facts.weights_bytes(layers, dtype, quantize),
-                kv_bytes=facts.kv_bytes(layers, dtype, block_count * block_tokens),
+                kv_bytes=facts.kv_bytes(layers, dtype, block_count * block_tokens)
+                + facts.state_bytes(layers, state_slots),
                 workspace_bytes=max(facts.workspace_bytes(max_step_tokens), facts.quantising_bytes(dtype, quantize)),
             )
             for index, layers in enumerate(ranges)
         ),
+        state_slots=state_slots,
         quantize=quantize,
     )
 
@@ -69,6 +77,15 @@ def make_plan(
 def even_ranges(layer_count: int, stages: int) -> list[LayerRange]:
     cuts = [layer_count * index // stages for index in range(stages + 1)]
     return [LayerRange(start, end) for start, end in pairwise(cuts)]
+
+
+def over_the_wire(step: Step, stage: int, buffers: Sequence[TensorBuffer]) -> Received:
+    """What a link makes of an activation, without the link."""
+    head, pieces = encode(step.epoch, step.number, Activation(stage, step), buffers)
+    payload = memoryview(bytearray(b"".join(pieces)))
+    received = decode(FrameHeader.unpack(head[:HEADER_BYTES]), head[HEADER_BYTES:], payload)
+    assert received is not None
+    return received
 
 
 @dataclass
@@ -82,7 +99,9 @@ class Request:
     generated: list[int] = field(default_factory=list[int])
     tokens_done: int = 0
     blocks: list[int] = field(default_factory=list[int])
+    slot: int | None = None
     margins: list[float] = field(default_factory=list[float])
+    logits: list[torch.Tensor] = field(default_factory=list[torch.Tensor])
 
     @property
     def pending(self) -> list[int]:
@@ -105,6 +124,7 @@ class Driver:
         self.free = list(range(plan.block_count))[::-1]
         if shuffle:
             random.Random(5).shuffle(self.free)
+        self.slots = list(range(plan.state_slots))
         self.number = 0
         self.ended: list[int] = []
 
@@ -137,13 +157,14 @@ class Driver:
                 self.ended.append(index)
                 self.free += request.blocks
                 request.blocks = []
+                self.slots += [] if request.slot is None else [request.slot]
 
-    def send(self, step: Step, token_ids: Sequence[int]) -> torch.Tensor:
-        hidden = self.ends.embed(token_ids)
-        for stage in self.stages:
-            crossed = self.engine.from_buffer(self.engine.to_buffer("hidden_states", hidden))
-            hidden = stage.execute(step, crossed)
-        return hidden
+    def send(self, step: Step, token_ids: Sequence[int]) -> Boundary:
+        boundary = self.ends.embed(step, token_ids)
+        for index, stage in enumerate(self.stages):
+            received = over_the_wire(step, index, self.engine.to_buffers(boundary))
+            boundary = stage.execute(step, self.engine.from_buffers(received.tensors))
+        return boundary
 
     def _row(self, index: int, request: Request, count: int) -> StepRow:
         start, first = request.tokens_done, len(request.blocks)
@@ -152,14 +173,21 @@ class Driver:
         request.blocks += given
         outputs = int(count == len(request.pending))
         request.tokens_done += count
-        return StepRow(index, start, count, (first,), (given,), outputs)
+        if not self.plan.state_slots:
+            return StepRow(index, start, count, (first,), (given,), outputs)
+        if start == 0:
+            request.slot = self.slots.pop()
+            return StepRow(index, start, count, (first, 0), (given, (request.slot,)), outputs)
+        return StepRow(index, start, count, (first, 1), (given, ()), outputs)
 
-    def _take(self, sampled: Sequence[tuple[int, Request]], hidden: torch.Tensor) -> None:
+    def _take(self, sampled: Sequence[tuple[int, Request]], output: Boundary) -> None:
         if not sampled:
             return
         draws = [Draw(request.sampling, len(request.generated)) for _, request in sampled]
-        best = self.ends.logits(hidden).topk(2).values
-        tokens = self.ends.sample(hidden, draws)
-        for (_, request), token, top in zip(sampled, tokens, best, strict=True):
+        logits = self.ends.logits(output.hidden)
+        best = logits.topk(2).values
+        tokens = self.ends.sample(output, draws)
+        for (_, request), token, row, top in zip(sampled, tokens, logits, best, strict=True):
             request.generated.append(token)
+            request.logits.append(row)
             request.margins.append(float(top[0] - top[1]))

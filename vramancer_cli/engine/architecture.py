@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -19,6 +18,7 @@ from transformers.distributed.pipeline_parallel import PipelineIdentityLayer
 from transport.types import LayerRange
 from vramancer_cli.engine import attention
 from vramancer_cli.engine.checkpoint import Checkpoint
+from vramancer_cli.engine.seam import Seams, SplitModel, StandIn
 from vramancer_cli.errors import ModelError
 from vramancer_cli.models.folder import one_line
 
@@ -34,27 +34,25 @@ _MAX_DEPTH: Final = 32
 _MAX_TABLE_BYTES: Final = 256 << 20
 """Tables that are computed and not stored: rotary frequencies, and for some families one row per position."""
 
+WHOLE: Final = "Run it whole on one node, with a program made for one machine, or use a model of another family."
+"""What is left to do with a family that cannot be split."""
+
 _COUNTS: Final = re.compile(r"^(num|n)_|layer|expert|head|block|depth")
 _EXPERTS: Final = re.compile(r"^(num|n)_(\w+_)?experts$")
 _LENGTHS: Final = re.compile(r"position|seq_len|n_ctx|context_length")
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """Names of the base model's children: what runs before the layers, the layers' container, what runs after."""
+def build(checkpoint: Checkpoint, dtype: torch.dtype, *, ragged: bool = True) -> PreTrainedModel:
+    """The causal language model on `meta`, in eval mode. Raises ModelError.
 
-    before: tuple[str, ...]
-    layers: str
-    after: tuple[str, ...]
-
-
-def build(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
-    """The causal language model on `meta`, in eval mode, with paged attention. Raises ModelError."""
+    `ragged`: with our attention, which takes several sequences in one row; else with the family's own.
+    """
     attention.register()
     config = read_config(checkpoint)
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention.NAME)
+            chosen = {"attn_implementation": attention.NAME} if ragged else {}
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, **chosen)
     except Exception as error:  # whatever transformers and torch make of a config that contradicts itself
         sentence = f"No text model of the family '{one_line(config.model_type)}' can be built: {one_line(error)}."
         raise ModelError(sentence) from error
@@ -82,34 +80,54 @@ def read_config(checkpoint: Checkpoint) -> PretrainedConfig:
     return config
 
 
-def parts_of(model: PreTrainedModel) -> Parts:
-    """Raises ModelError where the family declares no pipeline plan with a container of layers."""
-    base = base_model(model)
-    names = list(base.config.base_model_pp_plan or {})
-    containers = [i for i, name in enumerate(names) if isinstance(getattr(base, name, None), torch.nn.ModuleList)]
-    if base is model or len(containers) != 1 or not all(hasattr(base, name) for name in names):
-        raise ModelError(
-            f"The family '{model.config.model_type}' declares no pipeline plan, so it cannot be split into layers.",
-            hint="Use a model of another family, such as Llama, Mistral or Qwen.",
-        )
-    at = containers[0]
-    if at == 0 or at + 1 == len(names):
-        raise ModelError(f"The pipeline plan of '{model.config.model_type}' names no embedding or no final norm.")
-    return Parts(tuple(names[:at]), names[at], tuple(names[at + 1 :]))
-
-
 def base_model(model: PreTrainedModel) -> PreTrainedModel:
     """The model without its output head."""
     return model.base_model  # pyright: ignore[reportReturnType]  # torch types every attribute as Tensor | Module
 
 
+def container_name(model: PreTrainedModel) -> str:
+    """Where the layers are in the base model: what the pipeline plan says, else the only list of that many modules.
+
+    Raises ModelError where there is no such list.
+    """
+    base = base_model(model)
+    lists = {name: module for name, module in base.named_modules() if isinstance(module, torch.nn.ModuleList)}
+    planned = [name for name in base.config.base_model_pp_plan or {} if name in lists]
+    count: Any = getattr(base.config.get_text_config(), "num_hidden_layers", None)
+    as_many = [name for name, module in lists.items() if len(module) == count]
+    found = planned or [name for name in as_many if not any(name.startswith(f"{other}.") for other in as_many)]
+    if base is model or len(found) != 1:
+        raise ModelError(
+            f"The family '{model.config.model_type}' cannot be split into layers: they are not one list of modules.",
+            hint=WHOLE,
+        )
+    return found[0]
+
+
 def layers_of(model: PreTrainedModel) -> torch.nn.ModuleList:
-    return getattr(base_model(model), parts_of(model).layers)
+    return base_model(model).get_submodule(container_name(model))  # pyright: ignore[reportReturnType]
 
 
 def layer_prefix(model: PreTrainedModel) -> str:
     """What the names of all layers' weights begin with, such as `model.layers.`."""
-    return f"{model.base_model_prefix}.{parts_of(model).layers}."
+    return f"{model.base_model_prefix}.{container_name(model)}."
+
+
+def outside(model: PreTrainedModel) -> Iterator[tuple[str, torch.nn.Module]]:
+    """The base model's modules that have weights and are no layers, by name: embeddings, norms, projections.
+
+    What has no weights (rotary embeddings) is not among them: every stage has its own.
+    """
+    yield from _outside(base_model(model), "", container_name(model))
+
+
+def _outside(module: torch.nn.Module, prefix: str, container: str) -> Iterator[tuple[str, torch.nn.Module]]:
+    for name, child in module.named_children():
+        path = prefix + name
+        if path == container or not child.state_dict():
+            continue
+        holds_more = isinstance(child, (torch.nn.ModuleList, torch.nn.ModuleDict)) or container.startswith(f"{path}.")
+        yield from _outside(child, f"{path}.", container) if holds_more else ((path, child),)
 
 
 def layer_of(name: str, prefix: str) -> int | None:
@@ -118,25 +136,30 @@ def layer_of(name: str, prefix: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def keep(model: PreTrainedModel, layers: LayerRange, *, ends: bool) -> None:
-    """Put identities in the place of everything but `layers` and, with `ends`, embedding, final norm and head.
+def keep_layers(model: PreTrainedModel, seams: Seams, layers: LayerRange) -> SplitModel:
+    """Leave only `layers` in `model`, with stand-ins for what others hold.
 
-    The container keeps its length, so that what families look up by layer number stays right. Children that the
-    pipeline plan does not name (rotary embeddings) have no weights and stay everywhere.
+    The container keeps its length, so that what families look up by layer number stays right.
     """
-    parts = parts_of(model)
     base = base_model(model)
-    container: torch.nn.ModuleList = getattr(base, parts.layers)
-    for index in range(len(container)):
-        if not layers.start <= index < layers.end:
-            container[index] = PipelineIdentityLayer()
-    if ends:
-        return
-    for name in (*parts.before, *parts.after):
-        setattr(base, name, PipelineIdentityLayer())
+    for name, _ in list(outside(model)):
+        base.set_submodule(name, _stand_in(model, seams, name))
     for name, child in model.named_children():
         if child is not base:
             setattr(model, name, PipelineIdentityLayer())
+    return SplitModel(model, layers_of(model), seams, layers)
+
+
+def keep_ends(model: PreTrainedModel, seams: Seams) -> SplitModel:
+    """Leave everything in `model` but its layers."""
+    return SplitModel(model, layers_of(model), seams, LayerRange(0, 0))
+
+
+def _stand_in(model: PreTrainedModel, seams: Seams, name: str) -> torch.nn.Module:
+    """What is never called before the layers needs none."""
+    if name not in seams.stand_ins:
+        return PipelineIdentityLayer()
+    return StandIn(*seams.stand_ins[name], model.dtype)
 
 
 def fill_buffers(model: PreTrainedModel, device: torch.device) -> None:

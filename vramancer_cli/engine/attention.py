@@ -8,7 +8,7 @@ Must never import the runtime's contracts or hold state.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple, Protocol
 
 import torch
@@ -65,9 +65,18 @@ def _from_layer(
     """A layer's call: query, key and value are [1, heads, T, head_dim]; gives [1, T, heads, value_dim]."""
     if paged is None or attention_mask is not None or is_causal is False:
         raise ModelError("This family's layers do not use attention in a way that can be paged.")
+    if query.is_meta:
+        _refuse_unknown(_others)
     options = Options(scaling, sliding_window, softcap, s_aux)
     layer: int = module.layer_idx  # pyright: ignore[reportAssignmentType]  # an attribute of every attention module
     return paged.attend(layer, query[0], key[0], value[0], options)[None], None
+
+
+def _refuse_unknown(others: Mapping[str, Any]) -> None:
+    """In a dry run: a tensor that would be left out here would be left out of the answer."""
+    unknown = [name for name, value in others.items() if isinstance(value, torch.Tensor) and name != "position_ids"]
+    if unknown:
+        raise ModelError(f"This family's layers attend with '{unknown[0]}', which cannot be paged.")
 
 
 def attend_sequence(

@@ -5,7 +5,7 @@ Must never outlive its step, and never know what a layer computes around its att
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final
@@ -44,15 +44,22 @@ class Span:
     parts: tuple[Stretch, ...]
 
 
+NO_KEEPERS: Final[Mapping[int, int]] = {}
+
+
 class Batch:
     """The AttentionContext of one step.
 
     `positions` [1, T] int64, `slots` [T] int64 (where each new token's K and V go), `outputs` [R] int64 (the index
-    of each token whose final hidden state is wanted), all on the pool's device.
+    of each token whose final hidden state is wanted), all on the pool's device. `keepers`: layers that attend to
+    what another layer keeps, and that layer.
     """
 
-    def __init__(self, rows: Sequence[PlacedRow], pool: KvPool, device: torch.device) -> None:
+    def __init__(
+        self, rows: Sequence[PlacedRow], pool: KvPool, device: torch.device, keepers: Mapping[int, int] = NO_KEEPERS
+    ) -> None:
         self._pool = pool
+        self._keepers = keepers
         positions = [position for row in rows for position in range(row.start, row.end)]
         slots = [slot for row in rows for slot in _slots(row, pool.block_tokens)]
         both = torch.tensor([positions, slots], dtype=torch.int64).to(device)
@@ -64,8 +71,10 @@ class Batch:
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: Options
     ) -> torch.Tensor:
         """Keep the new K and V, then attend row by row, so that no row feels its neighbours. Gives [T, heads, size]."""
-        self._pool.write(layer, self.slots, key, value)
-        parts = [self._attend_span(layer, span, query, options) for span in self.spans]
+        kept = self._keepers.get(layer, layer)
+        if kept == layer:
+            self._pool.write(layer, self.slots, key, value)
+        parts = [self._attend_span(kept, span, query, options) for span in self.spans]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _attend_span(self, layer: int, span: Span, query: torch.Tensor, options: Options) -> torch.Tensor:
@@ -82,6 +91,21 @@ def read(pool: KvPool, layer: int, stretch: Stretch) -> tuple[torch.Tensor, torc
     if isinstance(stretch.where, int):
         return pool.view(layer, stretch.where, stretch.tokens)
     return pool.gather(layer, stretch.where, stretch.tokens)
+
+
+class SpanPlace:
+    """The Place of one row's sequence: its new tokens, and all that the pool holds of it."""
+
+    def __init__(self, batch: Batch, span: Span, pool: KvPool) -> None:
+        self.start = span.start
+        self._span = span
+        self._slots = batch.slots.narrow(0, span.first, span.count)
+        self._pool = pool
+
+    def keep(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """[heads, count, size] in, [heads, span.end, size] out."""
+        self._pool.write(layer, self._slots, key, value)
+        return read(self._pool, layer, self._span.whole)
 
 
 def _slots(row: PlacedRow, block_tokens: int) -> list[int]:

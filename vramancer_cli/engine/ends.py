@@ -7,17 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from transport.messages import Plan
-from transport.types import LayerRange
+from transport.messages import Plan, Step
 from vramancer_cli.engine import architecture, weights
+from vramancer_cli.engine.boundary import Boundary, gathered, nothing
 from vramancer_cli.engine.checkpoint import Checkpoint
 from vramancer_cli.engine.memory import MemoryBudget, Reservation
 from vramancer_cli.engine.reading import Reader
 from vramancer_cli.engine.stage import checked, release
 from vramancer_cli.engine.tensors import DTYPES
+from vramancer_cli.engine.trace import positions_for, trace_layers
 from vramancer_cli.engine.weights import HEAD_COPIES, Progress
 from vramancer_cli.errors import ModelError, VramancerError
 from vramancer_cli.models.readout import Readout, RowOutput
@@ -35,10 +37,10 @@ class EndsModel:
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
         self._checkpoint = checkpoint
-        self._model = architecture.build(checkpoint, dtype)
-        architecture.keep(self._model, LayerRange(0, 0), ends=True)
-        parts = architecture.parts_of(self._model)
-        self._before, self._after = parts.before, parts.after
+        trace = trace_layers(checkpoint)
+        self._model = architecture.build(checkpoint, dtype, ragged=trace.ragged)
+        self._split = architecture.keep_ends(self._model, trace.seams)
+        self._entering, self._result = trace.seams.at(0), trace.seams.result
         self.vocab_size: int = self._model.config.get_text_config().vocab_size
         self.weights_bytes = weights.weights_bytes(self._model)
 
@@ -51,43 +53,31 @@ class EndsModel:
         """Free the weights at once, whoever still refers to the model."""
         architecture.free(self._model)
 
-    def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """[T] int64 in, [T, hidden] out."""
-        base = architecture.base_model(self._model)
-        value = token_ids[None]
-        for name in self._before:
-            value = base.get_submodule(name)(value)
-        return value[0]
+    def embed(self, token_ids: torch.Tensor, positions: torch.Tensor) -> Boundary:
+        """[T] int64 each in; what crosses before the first layer out."""
+        if not token_ids.numel():
+            return nothing(self._entering, self._model.dtype, token_ids.device)
+        arguments = positions_for(self._model, positions[None]) | {"use_cache": False}
+        return gathered(self._entering, self._split.prologue(input_ids=token_ids[None], **arguments))
 
-    def logits(self, rows: torch.Tensor) -> torch.Tensor:
-        """[R, hidden] in; [R, vocabulary] float32 out, with whatever the family does to its logits."""
-        return self._model(inputs_embeds=rows[None], use_cache=False).logits[0].float()
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[R, width] as the last layer gave them in, [R, vocabulary] float32 out, after all that the family does."""
+        output = self._split.epilogue(self._result.from_rows(hidden), **_placeholder(hidden))
+        return output.logits[0].float()
 
-    def normed(self, rows: torch.Tensor) -> torch.Tensor:
-        """[R, hidden] of the last layer in; the same after the final norm out: the model's final hidden states."""
-        return architecture.base_model(self._model)(inputs_embeds=rows[None], use_cache=False).last_hidden_state[0]
+    def normed(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[R, width] as the last layer gave them in; [R, hidden] out, the model's final hidden states (normalised)."""
+        return self._split.final_hidden(self._result.from_rows(hidden), **_placeholder(hidden))[0]
 
     def _try(self, device: torch.device) -> None:
         """Two tokens through both ends, to find out now what would go wrong in every answer.
 
-        Raises ModelError where the base model does more to token ids than the pipeline plan says, and
-        NonFiniteLogitsError for weights that give no answer at all.
+        Raises NonFiniteLogitsError for weights that give no answer at all.
         """
         ids = torch.tensor([0, self.vocab_size - 1], device=device)
         with torch.inference_mode():
-            embedded = finite(self.embed(ids))
-            if not torch.equal(self._before_norm(ids), embedded):
-                raise ModelError(f"The family '{self._model.config.model_type}' embeds in a way that cannot be split.")
-            finite(self.logits(embedded))
-
-    def _before_norm(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """What the base model hands to its final norm when it is given ids and has no layers."""
-        seen: list[torch.Tensor] = []
-        norm = architecture.base_model(self._model).get_submodule(self._after[0])
-        hook = norm.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0][0]))
-        self._model(input_ids=token_ids[None], use_cache=False)
-        hook.remove()
-        return seen[0]
+            hidden = finite(self.embed(ids, torch.arange(2, device=device)).hidden)
+            finite(self.logits(hidden[:, : self._result.width]))
 
 
 class TorchEnds:
@@ -100,26 +90,32 @@ class TorchEnds:
         self._rows_at_once = rows_at_once
         self._held = held
 
-    def embed(self, token_ids: Sequence[int]) -> torch.Tensor:
-        """[T, hidden]. Raises ModelError for an id outside the vocabulary, before a device trips over it."""
+    def embed(self, step: Step, token_ids: Sequence[int]) -> Boundary:
+        """The step's tokens, in row order; what crosses before the first layer.
+
+        Raises ModelError for an id outside the vocabulary, before a device trips over it.
+        """
         model = self._open()
         if token_ids and not (min(token_ids) >= 0 and max(token_ids) < model.vocab_size):
             raise ModelError(f"A token id is outside the model's vocabulary of {model.vocab_size}.")
         with torch.inference_mode():
-            return model.embed(torch.tensor(token_ids, dtype=torch.int64).to(self._device))
+            positions = [position for row in step.rows for position in range(row.start, row.start + row.count)]
+            both = torch.tensor([token_ids, positions], dtype=torch.int64).to(self._device)
+            return model.embed(both[0], both[1])
 
     def logits(self, rows: torch.Tensor) -> torch.Tensor:
-        """[R, hidden] in, [R, vocabulary] float32 out. Raises NonFiniteLogitsError."""
+        """[R, width] as the last stage gave them in, [R, vocabulary] float32 out. Raises NonFiniteLogitsError."""
         with torch.inference_mode():
             return finite(self._open().logits(rows.to(self._device)))
 
-    def read(self, rows: torch.Tensor, readouts: Sequence[Readout]) -> list[RowOutput]:
-        """Outputs of the last stage, row after row [sum of outputs, hidden], and their readouts in; an answer each.
+    def read(self, boundary: Boundary, readouts: Sequence[Readout]) -> list[RowOutput]:
+        """What came out of the last stage, row after row (sum of outputs), and their readouts in; an answer each.
 
         Raises NonFiniteLogitsError, and LocalProtocolError where rows and readouts do not go together.
         """
         with torch.inference_mode():
-            return Reader(self.logits, self._normed, self._rows_at_once).read(rows.to(self._device), readouts)
+            rows = boundary.hidden.to(self._device)
+            return Reader(self.logits, self._normed, self._rows_at_once).read(rows, readouts)
 
     def close(self) -> None:
         """Free the weights, and give their bytes back. May be called again."""
@@ -128,9 +124,9 @@ class TorchEnds:
             model.unload()
             release(self._device, self._held)
 
-    def sample(self, rows: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
-        """As `read`, for rows [R, hidden] that are each sampled and nothing else; R token ids out."""
-        read = self.read(rows, [Readout(row, 1, draw) for row, draw in enumerate(draws)])
+    def sample(self, boundary: Boundary, draws: Sequence[Draw]) -> list[int]:
+        """As `read`, for R rows that are each sampled and nothing else; R token ids out."""
+        read = self.read(boundary, [Readout(row, 1, draw) for row, draw in enumerate(draws)])
         return [output.token for output in read if output.token is not None]
 
     def _normed(self, rows: torch.Tensor) -> torch.Tensor:
@@ -158,6 +154,11 @@ def load_ends(folder: Path, plan: Plan, budget: MemoryBudget, device: torch.devi
         release(device, held)
         raise
     return TorchEnds(model, device, workspace_bytes // row_bytes, held)
+
+
+def _placeholder(hidden: torch.Tensor) -> dict[str, Any]:
+    """Token ids for the forward that leads to the end of the layers; what it makes of them is thrown away."""
+    return {"input_ids": torch.zeros(1, hidden.shape[0], dtype=torch.int64, device=hidden.device), "use_cache": False}
 
 
 def finite(values: torch.Tensor) -> torch.Tensor:

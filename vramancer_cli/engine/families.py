@@ -1,4 +1,7 @@
-"""Which families run split, as transformers itself declares, and whether their modelling code is here.
+"""Which families declare that they can be split, as transformers has it, and whether their modelling code is here.
+
+Whether a model really can be split is found when it is loaded, by a dry run; docs/families.md has what came of that for
+every family. Some that declare nothing can be split too.
 
 Families are found by their config classes, which are small; no modelling file is opened for that. Knows no family by
 name. Must never build a model or read a checkpoint.
@@ -24,7 +27,7 @@ class FamilyError(VramancerError):
 
 
 def supported_families() -> tuple[str, ...]:
-    """The `model_type` of every family that can be cut into layers, sorted.
+    """The `model_type` of every family that declares how it is cut into layers, sorted.
 
     That is each one with a causal language model whose config declares a pipeline plan (`base_model_pp_plan`), or
     whose text part does where the model is that of its text part alone. Raises FamilyError where a config class

@@ -1,4 +1,4 @@
-"""A shard: the weights of a layer range, and one run of hidden states through them.
+"""A shard: the weights of a layer range, and one run of what crosses its cuts through them.
 
 Holds no KV cache and knows no step; what the layers attend to is handed in. Must never apply the final norm: that
 belongs to the ends.
@@ -6,13 +6,17 @@ belongs to the ends.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from transport.types import LayerRange, WeightFormat
 from vramancer_cli.engine import architecture, weights
 from vramancer_cli.engine.attention import AttentionContext
+from vramancer_cli.engine.boundary import Boundary, gathered
 from vramancer_cli.engine.checkpoint import Checkpoint
-from vramancer_cli.engine.trace import KvShape, trace_layers
+from vramancer_cli.engine.sequence_cache import Place, SequenceCache
+from vramancer_cli.engine.trace import KvShape, positions_for, trace_layers
 from vramancer_cli.engine.weights import Progress
 from vramancer_cli.errors import ModelError
 
@@ -20,24 +24,28 @@ from vramancer_cli.errors import ModelError
 class Shard:
     """Layers `[start, end)` of a checkpoint: on meta after construction, usable after `load`.
 
-    `weights_bytes` and `kv_shapes` are known from the start, so that memory is reserved before it is taken.
+    `weights_bytes`, `kv_shapes` and `state_elements` (of one sequence) are known from the start, so that memory is
+    reserved before it is taken. `entering` and `leaving`: what crosses before and after its layers.
     """
 
     def __init__(
         self, checkpoint: Checkpoint, layers: LayerRange, dtype: torch.dtype, quantize: WeightFormat = "none"
     ) -> None:
         self.layers = layers
-        self._checkpoint = checkpoint
         self._quantize: WeightFormat = quantize
-        self._model = architecture.build(checkpoint, dtype)
-        layer_count = len(architecture.layers_of(self._model))
+        self.trace = trace_layers(checkpoint)
+        layer_count = len(self.trace.seams.calls)
         if not 0 <= layers.start < layers.end <= layer_count:
             raise ModelError(f"The model has {layer_count} layers, not {layers}.")
-        architecture.keep(self._model, layers, ends=False)
-        self.hidden_size: int = self._model.config.get_text_config().hidden_size
+        self._checkpoint = checkpoint
+        self._model = architecture.build(checkpoint, dtype, ragged=self.trace.ragged)
+        self._split = architecture.keep_layers(self._model, self.trace.seams, layers)
+        self.entering, self.leaving = self.trace.seams.at(layers.start), self.trace.seams.at(layers.end)
+        self.vocab_size: int = self._model.config.get_text_config().vocab_size
         self.weights_bytes = weights.weights_bytes(self._model, quantize)
-        self.kv_shapes: dict[int, KvShape] = trace_layers(checkpoint, layers).kv_shapes
-        self._base = architecture.base_model(self._model)
+        self.kv_shapes: dict[int, KvShape] = self.trace.kv_shapes_in(layers)
+        self.keepers = self.trace.keepers_in(layers)
+        self.state_elements = sum(self.trace.state_elements(layer) for layer in range(layers.start, layers.end))
 
     def load(self, device: torch.device, progress: Progress) -> None:
         """Read the owned tensors to `device`. Raises ModelError."""
@@ -47,9 +55,18 @@ class Shard:
         """Free the weights at once, whoever still refers to the shard."""
         architecture.free(self._model)
 
-    def run(self, hidden: torch.Tensor, positions: torch.Tensor, paged: AttentionContext) -> torch.Tensor:
-        """[T, hidden] in and out; positions [1, T] int64. Under torch.inference_mode."""
-        output = self._base(
-            inputs_embeds=hidden[None], position_ids=positions, attention_mask=None, use_cache=False, paged=paged
-        )
-        return output.last_hidden_state[0]
+    def new_cache(self, place: Place) -> SequenceCache:
+        """For a sequence that has no tokens yet."""
+        return SequenceCache(self._model, self.trace.cache_kind, place)
+
+    def run(self, boundary: Boundary, positions: torch.Tensor, paged: AttentionContext) -> Boundary:
+        """A ragged batch of T tokens; positions [1, T] int64. Only where `trace.ragged`. Under torch.inference_mode."""
+        return self._pass(boundary, positions, {"use_cache": False, "paged": paged})
+
+    def run_alone(self, boundary: Boundary, positions: torch.Tensor, kept: SequenceCache, place: Place) -> Boundary:
+        """One sequence's next tokens, which belong at `place`; else as `run`."""
+        return self._pass(boundary, positions, {"use_cache": True, "past_key_values": kept.at(place)})
+
+    def _pass(self, boundary: Boundary, positions: torch.Tensor, arguments: dict[str, Any]) -> Boundary:
+        arguments |= positions_for(self._model, positions) | {"input_ids": torch.zeros_like(positions)}
+        return gathered(self.leaving, self._split.run(boundary.taken(self.entering), **arguments))

@@ -5,20 +5,22 @@ Must never import the pipeline, links or clocks: a local and a remote stage are 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
 from transport.errors import RemoteProtocolError
 from transport.messages import Plan, Step
-from vramancer_cli.engine.batch import Batch
-from vramancer_cli.engine.block_tables import BlockTables
+from vramancer_cli.engine.batch import Batch, SpanPlace
+from vramancer_cli.engine.block_tables import BlockTables, PlacedRow
+from vramancer_cli.engine.boundary import Boundary, check, joined, nothing
 from vramancer_cli.engine.checkpoint import Checkpoint, open_checkpoint
 from vramancer_cli.engine.devices import empty_cache
 from vramancer_cli.engine.kv_cache import KvPool, gather_bytes, pool_bytes
 from vramancer_cli.engine.memory import MemoryBudget, Reservation
 from vramancer_cli.engine.shard import Shard
+from vramancer_cli.engine.state import StatePool
 from vramancer_cli.engine.tensors import DTYPES
 from vramancer_cli.engine.weights import Progress
 from vramancer_cli.errors import ModelError, VramancerError
@@ -32,57 +34,77 @@ class PagedStage:
 
     def __init__(self, plan: Plan, shard: Shard, pool: KvPool, device: torch.device, held: Reservation, count: Count):
         self.weights_bytes = shard.weights_bytes
-        self.kv_bytes = pool_bytes(shard.kv_shapes, plan.block_count * plan.block_tokens, DTYPES[plan.dtype])
+        self.kv_bytes = cache_bytes(shard, plan)
         self._plan = plan
         self._is_last = shard.layers.end == plan.stages[-1].layers.end
-        self._loaded: tuple[Shard, KvPool] | None = (shard, pool)
+        self._loaded: tuple[Shard, KvPool, StatePool] | None = (shard, pool, StatePool(shard, plan.state_slots))
         self._tables = BlockTables(plan.block_count, plan.block_tokens, plan.context_tokens, plan.state_slots)
         self._device = device
         self._held = held
         self._count = count
 
-    def execute(self, step: Step, hidden: torch.Tensor) -> torch.Tensor:
-        """[step.token_count, hidden] in; the same out, but from the plan's last stage only the outputs asked for.
+    def execute(self, step: Step, boundary: Boundary) -> Boundary:
+        """What crosses before its layers in, and after them out; from the plan's last stage only the outputs asked for.
 
-        Raises RemoteProtocolError for a step that contradicts the plan, the block tables or `hidden`.
+        Raises RemoteProtocolError for a step that contradicts the plan, the block tables or `boundary`.
         """
         if self._loaded is None:
             raise VramancerError("The stage has been unloaded.")
-        shard, pool = self._loaded
-        self._check(step, hidden, shard)
+        shard, pool, states = self._loaded
+        self._check(step, boundary, shard)
         rows = self._tables.apply(step)
         if step.copies:
             pool.copy(step.copies)
         if not rows:
             self._tables.check_integrity()  # the pipeline is idle: nobody waits for it
-            return hidden
+            return nothing(shard.leaving, DTYPES[self._plan.dtype], self._device)
         with torch.inference_mode():
-            batch = Batch(rows, pool, self._device)
-            output = shard.run(hidden.to(self._device), batch.positions, batch)
+            batch = Batch(rows, pool, self._device, shard.keepers)
+            entering = boundary.to(self._device)
+            if shard.trace.ragged:
+                output = shard.run(entering, batch.positions, batch)
+            else:
+                output = _run_each(shard, pool, states, batch, rows, entering)
             self._count(len(shard.layers) * step.token_count)
-            return output.index_select(0, batch.outputs) if self._is_last else output
+            return output.rows(batch.outputs) if self._is_last else output
 
     def close(self) -> None:
         """Free weights and cache, and give their bytes back. May be called again."""
         loaded, self._loaded = self._loaded, None
         if loaded is not None:
-            shard, pool = loaded
+            shard, pool, states = loaded
             shard.unload()
             pool.clear()
+            states.clear()
             release(self._device, self._held)
 
-    def _check(self, step: Step, hidden: torch.Tensor, shard: Shard) -> None:
-        expected = (step.token_count, shard.hidden_size)
-        if tuple(hidden.shape) != expected or hidden.dtype != DTYPES[self._plan.dtype]:
-            raise RemoteProtocolError(
-                f"Hidden states {tuple(hidden.shape)} of {hidden.dtype} came, {expected} {self._plan.dtype} were due."
-            )
+    def _check(self, step: Step, boundary: Boundary, shard: Shard) -> None:
+        limits = (shard.vocab_size, self._plan.context_tokens)
+        check(boundary, shard.entering, step.token_count, DTYPES[self._plan.dtype], limits)
         if step.token_count > self._plan.max_step_tokens:
             raise RemoteProtocolError(
                 f"A step of {step.token_count} tokens came; the plan allows {self._plan.max_step_tokens}."
             )
         if step.output != "rows":
             raise RemoteProtocolError("A step asks for tokens, but this stage does not hold the model's ends.")
+
+
+def _run_each(
+    shard: Shard, pool: KvPool, states: StatePool, batch: Batch, rows: Sequence[PlacedRow], boundary: Boundary
+) -> Boundary:
+    """Row by row, for layers that keep sequences apart only where each passes alone."""
+    parts: list[Boundary] = []
+    for row, span in zip(rows, batch.spans, strict=True):
+        place = SpanPlace(batch, span, pool)
+        own, positions = boundary.part(span.first, span.count), batch.positions.narrow(1, span.first, span.count)
+        parts.append(shard.run_alone(own, positions, states.cache(row, place), place))
+    return joined(parts)
+
+
+def cache_bytes(shard: Shard, plan: Plan) -> int:
+    """What the blocks and the states of a plan take on a stage."""
+    blocks_bytes = pool_bytes(shard.kv_shapes, plan.block_count * plan.block_tokens, DTYPES[plan.dtype])
+    return blocks_bytes + shard.state_elements * plan.state_slots * torch.float32.itemsize
 
 
 def load_stage(
@@ -102,7 +124,7 @@ def load_stage(
     placed = plan.stages[stage]
     dtype = DTYPES[plan.dtype]
     shard = Shard(checkpoint, placed.layers, dtype, plan.quantize)
-    kv_bytes = pool_bytes(shard.kv_shapes, plan.block_count * plan.block_tokens, dtype)
+    kv_bytes = cache_bytes(shard, plan)
     workspace_bytes = gather_bytes(shard.kv_shapes, plan.context_tokens, dtype)
     total_bytes = (
         max(placed.weights_bytes, shard.weights_bytes)

@@ -17,11 +17,14 @@ from transport.types import TensorSpec
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """What a plan may compute in, and what hidden states may have on the wire."""
 
-_NAMES: Final = {dtype: name for name, dtype in DTYPES.items()}
+_WIRE_DTYPES: Final = {**DTYPES, "int32": torch.int32, "int64": torch.int64}
+"""What may cross the wire: beside hidden states also token ids and chosen positions."""
+
+_NAMES: Final = {dtype: name for name, dtype in _WIRE_DTYPES.items()}
 
 
 def to_buffer(name: str, tensor: torch.Tensor) -> TensorBuffer:
-    """Describe `tensor` (any shape, a dtype of DTYPES) and lend its bytes.
+    """Describe `tensor` (any shape, of a float dtype, int32 or int64) and lend its bytes.
 
     For a contiguous CPU tensor the view lies on its own storage and keeps it alive; the tensor must not be written
     to before the view is dropped. Raises LocalProtocolError for another dtype.
@@ -39,15 +42,15 @@ def byte_view(tensor: torch.Tensor) -> memoryview:
 
 
 def from_buffer(buffer: TensorBuffer) -> torch.Tensor:
-    """Hidden states [tokens, hidden] on the CPU, sharing the receive buffer's memory.
+    """A tensor [tokens, width] on the CPU, sharing the receive buffer's memory.
 
     Raises RemoteProtocolError for another rank, an unknown dtype, a length that contradicts the shape, or values
     that are not finite.
     """
     spec = buffer.spec
-    dtype = DTYPES.get(spec.dtype)
+    dtype = _WIRE_DTYPES.get(spec.dtype)
     if dtype is None:
-        raise RemoteProtocolError(f"Hidden states came as {spec.dtype}; only {', '.join(DTYPES)} are allowed.")
+        raise RemoteProtocolError(f"Hidden states came as {spec.dtype}; only {', '.join(_WIRE_DTYPES)} are allowed.")
     if len(spec.shape) != 2 or min(spec.shape) < 0:
         raise RemoteProtocolError(f"Hidden states came with shape {spec.shape}; [tokens, hidden] is allowed.")
     if math.prod(spec.shape) * dtype.itemsize != buffer.data.nbytes:

@@ -5,19 +5,23 @@ The composition root of this room. Must never know who calls it or what a node i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from transport.contracts import TensorBuffer
+from transport.errors import RemoteProtocolError
 from transport.messages import ModelRef, Plan
 from transport.types import DeviceFacts
 from vramancer_cli.engine import devices, tensors, weights
+from vramancer_cli.engine.boundary import Boundary
 from vramancer_cli.engine.checkpoint import measured_files
 from vramancer_cli.engine.ends import TorchEnds, load_ends
 from vramancer_cli.engine.heap import giving_back
 from vramancer_cli.engine.memory import MemoryBudget
 from vramancer_cli.engine.ranges import stage_ranges
+from vramancer_cli.engine.seam import HIDDEN
 from vramancer_cli.engine.stage import PagedStage, load_stage
 from vramancer_cli.engine.weights import Progress
 from vramancer_cli.models.facts import ModelFacts
@@ -82,13 +86,19 @@ class TorchEngine:
         with giving_back():
             return load_ends(folder, plan, self._budget, self.device, progress)
 
-    def to_buffer(self, name: str, hidden: torch.Tensor) -> TensorBuffer:
-        """Raises LocalProtocolError for a dtype that may not cross the wire."""
-        return tensors.to_buffer(name, hidden)
+    def to_buffers(self, boundary: Boundary) -> tuple[TensorBuffer, ...]:
+        """The wider dtypes first, as the wire wants them. Raises LocalProtocolError for one that may not cross it."""
+        named = {HIDDEN: boundary.hidden, **boundary.beside}
+        widest_first = sorted(named.items(), key=lambda pair: -pair[1].itemsize)
+        return tuple(tensors.to_buffer(name, tensor) for name, tensor in widest_first)
 
-    def from_buffer(self, buffer: TensorBuffer) -> torch.Tensor:
-        """Hidden states [tokens, hidden] on the device. Raises RemoteProtocolError."""
-        return tensors.from_buffer(buffer).to(self.device)
+    def from_buffers(self, buffers: Mapping[str, TensorBuffer]) -> Boundary:
+        """On the device. Raises RemoteProtocolError."""
+        received = {name: tensors.from_buffer(buffer).to(self.device) for name, buffer in buffers.items()}
+        hidden = received.pop(HIDDEN, None)
+        if hidden is None:
+            raise RemoteProtocolError("An activation came without hidden states.")
+        return Boundary(hidden, received)
 
     def _count(self, layer_tokens: int) -> None:
         self._layer_tokens += layer_tokens

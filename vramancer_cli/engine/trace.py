@@ -5,27 +5,38 @@ Must never touch real memory or know a family by name.
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any, Final, NamedTuple
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.fx.experimental import _config as symbolic_shapes
 from transformers import PreTrainedModel
-from transformers.distributed.pipeline_parallel import PipelineIdentityLayer
+from transformers.cache_utils import Cache
 
 from transport.types import LayerRange
 from vramancer_cli.engine import architecture
 from vramancer_cli.engine.attention import Options
-from vramancer_cli.engine.checkpoint import Checkpoint
+from vramancer_cli.engine.calls import SAMPLE_TOKENS, Forward, watch_calls
+from vramancer_cli.engine.checkpoint import Checkpoint, open_checkpoint
+from vramancer_cli.engine.dry_run import LiveElements, ReadsZero
+from vramancer_cli.engine.seam import DRY_DTYPE, Seams
+from vramancer_cli.engine.sequence_cache import SequenceCache
 from vramancer_cli.errors import ModelError
+from vramancer_cli.models.folder import one_line
 
-_SAMPLE_TOKENS = 16
+_LIVE_TOKENS: Final = 16
 
 
 class KvShape(NamedTuple):
-    """What one layer keeps of one token: `heads` keys of `key_size` and values of `value_size` elements."""
+    """What one cache layer keeps of one token: `heads` keys of `key_size` and values of `value_size` elements.
+
+    The keys of a layer's indexer are a cache layer of their own, `index_layer` of it, whose values have no elements.
+    """
 
     heads: int
     key_size: int
@@ -38,98 +49,254 @@ class KvShape(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """`kv_shapes` by layer number; `live_elements`: the most that is alive at once in the layers, per token."""
+    """What a dry run shows of a model.
 
-    kv_shapes: dict[int, KvShape]
+    `ragged`: several sequences may pass the layers in one row, our attention keeps them apart; else each sequence
+    passes them alone, with the family's own attention and cache of `cache_kind`.
+    `kv_shapes` by cache layer (a decoder layer may have several); `decoder_layers`: whose they are. `same_as`: cache
+    layers that attend to the keys and values of an earlier one. `windows`: how many tokens back a cache layer looks,
+    where not all. `states` by decoder layer: elements of a sequence's
+    state, and how many more with each token. `live_elements`: the most that is alive at once in the layers, per token.
+    """
+
+    seams: Seams
+    ragged: bool
+    cache_kind: type[Cache]
+    kv_shapes: Mapping[int, KvShape]
+    decoder_layers: Mapping[int, int]
+    same_as: Mapping[int, int]
+    windows: Mapping[int, int]
+    states: Mapping[int, tuple[int, int]]
     live_elements: int
+
+    def kv_shapes_in(self, layers: LayerRange) -> dict[int, KvShape]:
+        """Of the cache layers that the decoder layers `layers` have: of those that are the same only the first."""
+        owned = [index for index, layer in self.decoder_layers.items() if layers.start <= layer < layers.end]
+        keepers = self.keepers_in(layers)
+        return {index: self.kv_shapes[index] for index in owned if keepers.get(index, index) == index}
+
+    def keepers_in(self, layers: LayerRange) -> dict[int, int]:
+        """Of the cache layers in `layers` that attend to another one's keys and values: the one there that keeps them.
+
+        That is the first of them, whether or not the layer that makes the keys and values is there.
+        """
+        owned = [index for index, layer in self.decoder_layers.items() if layers.start <= layer < layers.end]
+        firsts: dict[int, int] = {}
+        for index in owned:
+            firsts.setdefault(self.same_as.get(index, index), index)
+        return {index: firsts[source] for index, source in self.same_as.items() if index in owned}
+
+    def kv_elements(self, layer: int) -> int:
+        """Per token of decoder layer `layer`, wherever the cuts are."""
+        shapes = [self.kv_shapes[index].elements for index, owner in self.decoder_layers.items() if owner == layer]
+        return sum(shapes) + self.states.get(layer, (0, 0))[1]
+
+    def state_elements(self, layer: int) -> int:
+        """Per sequence of decoder layer `layer`."""
+        return self.states.get(layer, (0, 0))[0]
+
+
+def trace_layers(checkpoint: Checkpoint) -> Trace:
+    """Run all layers on meta, in both ways. Raises ModelError for a family that can be run in neither.
+
+    What is counted does not depend on the dtype.
+    """
+    return _traced(checkpoint.folder, checkpoint.digest)
+
+
+_KEPT_TRACES: Final = 4
+
+
+@lru_cache(maxsize=_KEPT_TRACES)
+def _traced(folder: Path, _digest: str) -> Trace:
+    """Kept for a while: facts, shards and ends of one checkpoint ask for the same."""
+    patched: Any = symbolic_shapes
+    with patched.patch(meta_nonzero_assume_all_nonzero=True), ReadsZero():
+        return _traced_model(open_checkpoint(folder))
+
+
+def _traced_model(checkpoint: Checkpoint) -> Trace:
+    model = architecture.build(checkpoint, DRY_DTYPE, ragged=False)
+    architecture.layers_of(model)  # raises for a family without a list of layers
+    try:
+        alone = _trace_sequence(model)
+    except _FAILURES as error:
+        raise ModelError(
+            f"The family '{model.config.model_type}' cannot be split into layers: {one_line(error)}",
+            hint=architecture.WHOLE,
+        ) from error
+    try:
+        together = _trace_ragged(architecture.build(checkpoint, DRY_DTYPE), alone)
+    except _FAILURES:
+        return alone
+    return together if _agree(together, alone) else alone
+
+
+_FAILURES = (ModelError, RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError, LookupError)
+"""What a family's own code raises when it is called in a way that it was not written for."""
+
+
+def _agree(together: Trace, alone: Trace) -> bool:
+    """Whether a layer does nothing with the cache that our attention does not do for it.
+
+    A family may leave its windows to its masks, of which our attention knows nothing: then the windows differ.
+    """
+    own = together.kv_shapes.keys() - together.same_as.keys()
+    windows = {index: window for index, window in together.windows.items() if index in own}
+    stateless = all(state == (0, 0) for state in alone.states.values())
+    every = set(together.decoder_layers.values()) == set(range(len(alone.seams.calls)))
+    return stateless and every and own == alone.kv_shapes.keys() and windows == alone.windows
 
 
 class _Recorder:
-    """Stands where the KV cache will stand, and writes down what each layer brings."""
+    """Stands where the paged cache will stand, in either way of running, and writes down what each layer brings."""
+
+    start = 0
 
     def __init__(self) -> None:
         self.kv_shapes: dict[int, KvShape] = {}
+        self.same_as: dict[int, int] = {}
+        self.decoder_layers: dict[int, int] = {}
+        self.windows: dict[int, int] = {}
+        self.states: dict[int, int] = {}
+        self.decoder_layer = -1
+        self._keys: dict[int, torch.Tensor] = {}
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: Options
     ) -> torch.Tensor:
-        if layer in self.kv_shapes:
-            raise ModelError("The family attends twice in one layer, which cannot be paged yet.")
-        self.kv_shapes[layer] = KvShape(key.shape[0], key.shape[2], value.shape[2])
+        self._note(layer, KvShape(key.shape[0], key.shape[2], value.shape[2]))
+        if options.sliding_window is not None:
+            self.windows[layer] = options.sliding_window
+        for earlier, other in self._keys.items():
+            if key._base is other:
+                self.same_as[layer] = self.same_as.get(earlier, earlier)
+        self._keys[layer] = key if key._base is None else key._base
         return query.new_empty(query.shape[1], query.shape[0], value.shape[2])
 
+    def keep(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self._note(layer, KvShape(key.shape[0], key.shape[2], value.shape[2]))
+        return key, value
 
-def trace_layers(checkpoint: Checkpoint, layers: LayerRange | None = None) -> Trace:
-    """Run `layers` (default: all) once on meta. Raises ModelError for a family that cannot be paged.
+    def _note(self, layer: int, shape: KvShape) -> None:
+        if layer in self.kv_shapes:
+            raise ModelError("The family attends twice in one layer, which cannot be paged.")
+        self.kv_shapes[layer] = shape
+        self.decoder_layers[layer] = self.decoder_layer
 
-    In bfloat16, which every kernel has a meta version for; what is counted does not depend on the dtype.
-    """
-    model = architecture.build(checkpoint, torch.bfloat16)
-    if layers is not None:
-        architecture.keep(model, layers, ends=False)
+
+def _trace_ragged(model: PreTrainedModel, alone: Trace) -> Trace:
     recorder = _Recorder()
-    hidden_size: int = model.config.get_text_config().hidden_size
-    hidden = torch.empty(1, _SAMPLE_TOKENS, hidden_size, device="meta", dtype=torch.bfloat16)
-    positions = torch.empty(1, _SAMPLE_TOKENS, device="meta", dtype=torch.int64)
-    base = architecture.base_model(model)
+
+    def forward(_tokens: int, ids: torch.Tensor, positions: torch.Tensor) -> None:
+        recorder.__init__()
+        architecture.base_model(model)(input_ids=ids, position_ids=positions, use_cache=False, paged=recorder)
+
+    with _following(model, recorder):
+        seams = watch_calls(model, forward)
+    return replace(
+        alone,
+        seams=seams,
+        ragged=True,
+        kv_shapes=recorder.kv_shapes,
+        decoder_layers=recorder.decoder_layers,
+        same_as=recorder.same_as,
+        windows=recorder.windows,
+        states={},
+        live_elements=_live_elements(model, forward),
+    )
+
+
+def _trace_sequence(model: PreTrainedModel) -> Trace:
+    kind = _cache_kind(model)
+    recorders: dict[int, _Recorder] = {}
+
+    def forward(tokens: int, ids: torch.Tensor, positions: torch.Tensor) -> None:
+        recorder = recorders[tokens] = _Recorder()
+        kept = SequenceCache(model, kind, recorder)
+        arguments = positions_for(model, positions) | {"past_key_values": kept.cache, "use_cache": True}
+        with _following(model, recorder, kept):
+            architecture.base_model(model)(input_ids=ids, **arguments)
+        recorder.windows = kept.windows()
+
+    seams = watch_calls(model, forward)
+    live_elements = _live_elements(model, forward)
+    one, other = (recorders[tokens] for tokens in SAMPLE_TOKENS)
+    return Trace(
+        seams,
+        False,
+        kind,
+        one.kv_shapes,
+        one.decoder_layers,
+        {},
+        one.windows,
+        _states(one.states, other.states),
+        live_elements,
+    )
+
+
+def positions_for(model: PreTrainedModel, positions: torch.Tensor) -> dict[str, Any]:
+    """The positions as arguments, for a base model that does not count them itself."""
+    known = _takes_positions(type(architecture.base_model(model)))
+    return {"position_ids": positions} if known else {}
+
+
+@cache
+def _takes_positions(kind: type[PreTrainedModel]) -> bool:
+    return "position_ids" in inspect.signature(kind.forward).parameters
+
+
+def _cache_kind(model: PreTrainedModel) -> type[Cache]:
+    """The class of the cache that the base model makes for itself."""
+    ids = torch.empty(1, 2, device="meta", dtype=torch.int64)
+    output: Any = architecture.base_model(model)(input_ids=ids, use_cache=True)
+    if not isinstance(output.past_key_values, Cache):
+        raise ModelError("It has no cache that VRAMancer knows.")
+    return type(output.past_key_values)
+
+
+@contextmanager
+def _following(model: PreTrainedModel, recorder: _Recorder, kept: SequenceCache | None = None) -> Iterator[None]:
+    """Tell the recorder which decoder layer runs, and after each how much state the cache has come to hold."""
+    before = _state_elements(kept)
+    handles: list[Any] = []
+
+    def enter(index: int) -> Callable[..., None]:
+        def note(_module: Any, _inputs: Any) -> None:
+            recorder.decoder_layer = index
+
+        return note
+
+    def leave(_module: Any, _inputs: Any, _output: Any) -> None:
+        nonlocal before
+        after = _state_elements(kept)
+        recorder.states[recorder.decoder_layer], before = after - before, after
+
+    for index, layer in enumerate(architecture.layers_of(model)):
+        handles += [layer.register_forward_pre_hook(enter(index)), layer.register_forward_hook(leave)]
     try:
-        with torch.inference_mode(), LiveElements() as live:
-            base(inputs_embeds=hidden, position_ids=positions, use_cache=False, paged=recorder)
-    except (RuntimeError, NotImplementedError, TypeError) as error:
-        raise ModelError(f"The family '{model.config.model_type}' cannot run in parts yet: {error}") from error
-    _refuse_unpaged(recorder.kv_shapes, architecture.layers_of(model))
-    return Trace(recorder.kv_shapes, -(-live.peak_elements // _SAMPLE_TOKENS) + hidden_size)
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
-def refuse_hidden_work(model: PreTrainedModel, hidden_size: int) -> None:
-    """Raises ModelError where the base model itself changes hidden states around its layers.
-
-    `model` must be an empty shell (no layers, no ends) with its buffers filled: then hidden states have to come out
-    of it as they went in, else every stage of a pipeline would apply the change once more.
-    """
-    hidden = torch.linspace(-1, 1, 3 * hidden_size).reshape(1, 3, hidden_size)
-    positions = torch.arange(3)[None]
-    with torch.inference_mode():
-        output = architecture.base_model(model)(inputs_embeds=hidden, position_ids=positions, use_cache=False)
-    if not torch.equal(output.last_hidden_state, hidden):
-        raise ModelError(f"The family '{model.config.model_type}' works on hidden states between its layers.")
+def _state_elements(kept: SequenceCache | None) -> int:
+    return sum(tensor.numel() for tensor in kept.state() if tensor.is_meta) if kept else 0
 
 
-def _refuse_unpaged(kv_shapes: Mapping[int, KvShape], layers: torch.nn.ModuleList) -> None:
-    kept = [index for index, layer in enumerate(layers) if not isinstance(layer, PipelineIdentityLayer)]
-    missing = [index for index in kept if index not in kv_shapes]
-    if missing:
-        raise ModelError(f"Layer {missing[0]} has no attention that can be paged; this family cannot run yet.")
+def _states(one: Mapping[int, int], other: Mapping[int, int]) -> dict[int, tuple[int, int]]:
+    """By layer: (elements, elements per token) of the states after each of SAMPLE_TOKENS."""
+    few, many = SAMPLE_TOKENS
+    slopes = {layer: max(0, -(-(other[layer] - size) // (many - few))) for layer, size in one.items()}
+    constant = {layer: max(min(1, size), size - slopes[layer] * few) for layer, size in one.items()}
+    return {layer: (constant[layer], slopes[layer]) for layer in one}
 
 
-class LiveElements(TorchDispatchMode):
-    """Counts the elements of all tensors alive that operations have made, and remembers the most at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.peak_elements = 0
-        self._live_elements = 0
-        self._views: dict[int, int] = {}
-
-    def __torch_dispatch__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(tensor, torch.Tensor):
-                self._born(tensor)
-        return result
-
-    def _born(self, tensor: torch.Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key, elements = storage._cdata, storage.nbytes() // tensor.itemsize
-        if self._views.setdefault(key, 0) == 0:
-            self._live_elements += elements
-            self.peak_elements = max(self.peak_elements, self._live_elements)
-        self._views[key] += 1
-        weakref.finalize(tensor, self._died, key, elements)
-
-    def _died(self, key: int, elements: int) -> None:
-        self._views[key] -= 1
-        if self._views[key] == 0:
-            self._live_elements -= elements
+def _live_elements(model: PreTrainedModel, forward: Forward) -> int:
+    """Per token, with what the layers pass on."""
+    ids = torch.empty(1, _LIVE_TOKENS, device="meta", dtype=torch.int64)
+    positions = torch.empty(1, _LIVE_TOKENS, device="meta", dtype=torch.int64)
+    with torch.inference_mode(), LiveElements() as live:
+        forward(_LIVE_TOKENS, ids, positions)
+    return -(-live.peak_elements // _LIVE_TOKENS) + model.config.get_text_config().hidden_size

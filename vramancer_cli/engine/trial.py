@@ -26,6 +26,7 @@ _SIDE: Final = 96
 """With entries of -1, 0 and 1, every partial sum is a whole number below 256, which even bfloat16 holds exactly: no
 kernel has anything to round."""
 _BLOCK_TOKENS: Final = 16
+_SLOTS: Final = 1
 _DTYPE: Final = "float32"
 
 
@@ -69,8 +70,9 @@ def greedy_tokens(
     ):
         for number in range(count):
             done = len(tokens) - 1 if number else 0
-            hidden = stage.execute(_step(plan, number, done, len(tokens) - done), ends.embed(tokens[done:]))
-            tokens += ends.sample(hidden, [Draw(Sampling(temperature=0.0), number)])
+            step = _step(plan, number, done, len(tokens) - done)
+            output = stage.execute(step, ends.embed(step, tokens[done:]))
+            tokens += ends.sample(output, [Draw(Sampling(temperature=0.0), number)])
     return tokens[len(prompt) :]
 
 
@@ -83,7 +85,7 @@ def _one_stage(facts: ModelFacts, device: DeviceFacts, tokens: int) -> Plan:
         device=device,
         layers=layers,
         weights_bytes=facts.weights_bytes(layers, _DTYPE),
-        kv_bytes=facts.kv_bytes(layers, _DTYPE, block_count * _BLOCK_TOKENS),
+        kv_bytes=facts.kv_bytes(layers, _DTYPE, block_count * _BLOCK_TOKENS) + facts.state_bytes(layers, _SLOTS),
         workspace_bytes=facts.workspace_bytes(tokens),
     )
     return Plan(
@@ -97,14 +99,16 @@ def _one_stage(facts: ModelFacts, device: DeviceFacts, tokens: int) -> Plan:
         ends="",
         ends_bytes=facts.ends_bytes(_DTYPE),
         stages=(stage,),
+        state_slots=_SLOTS if facts.has_state else 0,
     )
 
 
 def _step(plan: Plan, number: int, start: int, count: int) -> Step:
-    """The one sequence's next tokens; the first step brings all of its blocks."""
-    given = tuple(range(plan.block_count)) if number == 0 else ()
-    first = 0 if number == 0 else plan.block_count
-    return Step(plan.epoch, number, (StepRow(0, start, count, (first,), (given,), 1),))
+    """The one sequence's next tokens; the first step brings all of its blocks, and its state's slot if it has one."""
+    sizes = (plan.block_count, plan.state_slots) if plan.state_slots else (plan.block_count,)
+    given = tuple(tuple(range(size)) if number == 0 else () for size in sizes)
+    first = tuple(0 if number == 0 else size for size in sizes)
+    return Step(plan.epoch, number, (StepRow(0, start, count, first, given, 1),))
 
 
 def _unwatched(loaded_bytes: int, total_bytes: int) -> None:

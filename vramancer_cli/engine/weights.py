@@ -25,13 +25,13 @@ from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging as transformers_logging
 
 from transport.messages import ModelRef
-from transport.types import LayerRange, WeightFormat
+from transport.types import WeightFormat
 from vramancer_cli.engine import architecture
 from vramancer_cli.engine.checkpoint import Checkpoint, StoredTensor, open_checkpoint
 from vramancer_cli.engine.devices import empty_cache
 from vramancer_cli.engine.quant_layer import quantisable, quantise_layer
 from vramancer_cli.engine.tensors import DTYPES
-from vramancer_cli.engine.trace import refuse_hidden_work, trace_layers
+from vramancer_cli.engine.trace import Trace, trace_layers
 from vramancer_cli.errors import ModelError
 from vramancer_cli.models.facts import ModelFacts
 
@@ -56,14 +56,13 @@ def model_facts(folder: Path, ref: ModelRef) -> ModelFacts:
     at once, plus the residual), or the head's share if that is larger. Raises ModelError.
     """
     checkpoint = open_checkpoint(folder)
-    model = architecture.build(checkpoint, torch.float32)
+    trace = trace_layers(checkpoint)
+    model = architecture.build(checkpoint, torch.float32, ragged=trace.ragged)
     config = model.config.get_text_config()
     by_layer = parameters_by_layer(model)
     layers = architecture.layers_of(model)
     layer_count, layer_quantisable = len(layers), tuple(map(quantisable, layers))
-    trace = trace_layers(checkpoint)
     owned_tensors(model, checkpoint)
-    _refuse_split_work(model, config.hidden_size)
     head_elements = -(-HEAD_COPIES * config.vocab_size // HEAD_ROW_TOKENS)
     return ModelFacts(
         ref=ref,
@@ -74,7 +73,8 @@ def model_facts(folder: Path, ref: ModelRef) -> ModelFacts:
         checkpoint_dtype=_checkpoint_dtype(checkpoint),
         layer_parameters=tuple(by_layer[index] for index in range(layer_count)),
         ends_parameters=by_layer[None],
-        kv_elements_per_token=tuple(trace.kv_shapes[index].elements for index in range(layer_count)),
+        kv_elements_per_token=tuple(trace.kv_elements(index) for index in range(layer_count)),
+        state_elements_per_sequence=_states(trace, layer_count),
         workspace_elements_per_token=max(trace.live_elements, head_elements),
         layer_quantisable=layer_quantisable,
     )
@@ -107,7 +107,7 @@ def owned_tensors(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[int | 
     Of a pair of tied weights one is enough: a stored copy of the other is left out. Raises ModelError where the
     checkpoint lacks one of the model's weights, or holds it in another shape.
     """
-    places = _targets(model, checkpoint)
+    places = read_as(model, checkpoint)
     _refuse_other_shapes(model, checkpoint, places)
     copies = _tied_copies(model, set(places.values()))
     places = {name: target for name, target in places.items() if target not in copies}
@@ -173,7 +173,7 @@ def _wrong_shape(name: str) -> ModelError:
     )
 
 
-def _targets(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, str]:
+def read_as(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, str]:
     """Name in the checkpoint -> name in the model, for the weights that the model has a place for."""
     state = model.state_dict()
     mapping = get_model_conversion_mapping(model)
@@ -194,7 +194,7 @@ def _tied_copies(model: PreTrainedModel, targets: Container[str]) -> dict[str, s
 
 def _refuse_untied_copies(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
     """config.json may say that two weights are one while the checkpoint holds two: then one of them lies."""
-    stored = {target: checkpoint.tensors[name] for name, target in _targets(model, checkpoint).items()}
+    stored = {target: checkpoint.tensors[name] for name, target in read_as(model, checkpoint).items()}
     for copy, source in _tied_copies(model, stored).items():
         if not stored[copy].same_bytes(stored[source]):
             raise ModelError(
@@ -241,10 +241,9 @@ def _refuse_unfilled(model: PreTrainedModel) -> None:
             raise ModelError(f"The checkpoint lacks the weight '{name}'.", hint="Download the model again.")
 
 
-def _refuse_split_work(model: PreTrainedModel, hidden_size: int) -> None:
-    architecture.keep(model, LayerRange(0, 0), ends=False)
-    architecture.fill_buffers(model, torch.device("cpu"))
-    refuse_hidden_work(model, hidden_size)
+def _states(trace: Trace, layer_count: int) -> tuple[int, ...]:
+    elements = tuple(trace.state_elements(index) for index in range(layer_count))
+    return elements if any(elements) else ()
 
 
 def _checkpoint_dtype(checkpoint: Checkpoint) -> str:

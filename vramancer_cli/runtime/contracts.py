@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -17,7 +17,8 @@ from vramancer_cli.models.sampling import Sampling
 from vramancer_cli.models.weight_files import ByteRange, WeightFile
 
 Hidden = Any
-"""A tensor of hidden states, [tokens, hidden]. The runtime carries it and never looks inside."""
+"""What crosses a cut of the model for a step's tokens: hidden states, and what else later layers need. The runtime
+carries it and never looks inside."""
 
 Progress = Callable[[int, int], None]
 """(loaded bytes, total bytes), called on the loading thread."""
@@ -31,7 +32,7 @@ class Stage(Protocol):
     @property
     def kv_bytes(self) -> int: ...
 
-    def execute(self, step: Step, hidden: Hidden) -> Hidden:
+    def execute(self, step: Step, hidden: Hidden, /) -> Hidden:
         """[step.token_count, hidden] in; the same out, but from the plan's last stage only the outputs asked for.
 
         Raises RemoteProtocolError for a row that contradicts the block tables.
@@ -46,9 +47,11 @@ class Stage(Protocol):
 class Ends(Protocol):
     """Embedding, final norm, output head and sampler. Every method on the device's thread."""
 
-    def embed(self, token_ids: Sequence[int]) -> Hidden: ...
+    def embed(self, step: Step, token_ids: Sequence[int]) -> Hidden:
+        """The step's tokens, in row order."""
+        ...
 
-    def read(self, rows: Hidden, readouts: Sequence[Readout]) -> list[RowOutput]:
+    def read(self, rows: Hidden, readouts: Sequence[Readout], /) -> list[RowOutput]:
         """Outputs of the last stage, row after row [sum of outputs, hidden], and their readouts in; an answer each."""
         ...
 
@@ -93,9 +96,11 @@ class Engine(Protocol):
 
     def load_ends(self, folder: Path, plan: Plan, progress: Progress) -> Ends: ...
 
-    def to_buffer(self, name: str, hidden: Hidden) -> TensorBuffer: ...
+    def to_buffers(self, hidden: Hidden, /) -> tuple[TensorBuffer, ...]:
+        """Among them "hidden_states"; all have one row per token. In the order in which they may cross the wire."""
+        ...
 
-    def from_buffer(self, buffer: TensorBuffer) -> Hidden:
+    def from_buffers(self, buffers: Mapping[str, TensorBuffer]) -> Hidden:
         """Raises RemoteProtocolError for a wrong shape, dtype or non-finite values."""
         ...
 

@@ -8,7 +8,7 @@ not dial come to the head, which relays them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from transport.contracts import DataSender, Received, TensorBuffer
@@ -18,7 +18,7 @@ from transport.types import NodeId
 from vramancer_cli.errors import VramancerError
 from vramancer_cli.models.readout import RowOutput
 from vramancer_cli.runtime.contracts import DeviceExecutor, Ends, Engine, Hidden, Stage
-from vramancer_cli.runtime.data_links import HIDDEN, activation
+from vramancer_cli.runtime.data_links import activation
 from vramancer_cli.scheduling.scheduler import Scheduled
 
 Failed = Callable[[NodeId, BaseException], None]
@@ -36,10 +36,10 @@ class _Flight:
 
 @dataclass(frozen=True, slots=True)
 class _Onward:
-    """Hidden states that must enter `stage` on another node."""
+    """What must enter `stage` on another node."""
 
     stage: int
-    buffer: TensorBuffer
+    buffers: tuple[TensorBuffer, ...]
 
 
 class Pipeline:
@@ -76,7 +76,7 @@ class Pipeline:
         """Start a step; the future holds one output per readout. It stays open when the pipeline breaks."""
         results: asyncio.Future[list[RowOutput]] = self._loop.create_future()
         self._in_flight[scheduled.step.number] = _Flight(scheduled, results)
-        self._run_here(scheduled, 0, lambda: self._ends.embed(scheduled.token_ids), source=self._head)
+        self._run_here(scheduled, 0, lambda: self._ends.embed(scheduled.step, scheduled.token_ids), source=self._head)
         return results
 
     def on_frame(self, sender: NodeId, received: Received) -> None:
@@ -96,17 +96,17 @@ class Pipeline:
         if self._closed or received.epoch != self._plan.epoch:
             return
         try:
-            flight, stage, buffer = self._checked(sender, received)
+            flight, stage = self._checked(sender, received)
         except RemoteProtocolError as error:
             self._broke(sender, error)
             return
         flight.entered = stage
         if self._is_remote(stage):
-            self._send(flight.scheduled.step, stage, buffer)
+            self._send(flight.scheduled.step, stage, tuple(received.tensors.values()))
         else:
-            self._run_here(flight.scheduled, stage, lambda: self._engine.from_buffer(buffer), source=sender)
+            self._run_here(flight.scheduled, stage, lambda: self._engine.from_buffers(received.tensors), source=sender)
 
-    def _checked(self, sender: NodeId, received: Received) -> tuple[_Flight, int, TensorBuffer]:
+    def _checked(self, sender: NodeId, received: Received) -> tuple[_Flight, int]:
         message = activation(received)
         stage = message.stage
         if not 1 <= stage <= len(self._plan.stages) or self._plan.stages[stage - 1].node != sender:
@@ -116,15 +116,16 @@ class Pipeline:
         flight = self._in_flight.get(received.number)
         if flight is None or flight.scheduled.step != message.step or stage <= flight.entered:
             raise RemoteProtocolError(f"A result came for step {received.number}, which was not asked for.")
-        return flight, stage, self._with_rows(received.tensors[HIDDEN], stage, message.step)
+        self._check_rows(received.tensors.values(), stage, message.step)
+        return flight, stage
 
-    def _with_rows(self, buffer: TensorBuffer, stage: int, step: Step) -> TensorBuffer:
+    def _check_rows(self, buffers: Iterable[TensorBuffer], stage: int, step: Step) -> None:
         rows = step.output_count if stage == len(self._plan.stages) else step.token_count
-        if buffer.spec.shape[:1] != (rows,):
-            raise RemoteProtocolError(
-                f"A result for step {step.number} has shape {buffer.spec.shape}, not {rows} rows."
-            )
-        return buffer
+        for buffer in buffers:
+            if buffer.spec.shape[:1] != (rows,):
+                raise RemoteProtocolError(
+                    f"A result for step {step.number} has shape {buffer.spec.shape}, not {rows} rows."
+                )
 
     def _is_remote(self, stage: int) -> bool:
         return stage < len(self._plan.stages) and self._plan.stages[stage].node != self._head
@@ -136,7 +137,7 @@ class Pipeline:
 
         def done(result: list[RowOutput] | _Onward | None, error: BaseException | None) -> None:
             if isinstance(result, _Onward):
-                self._send(scheduled.step, result.stage, result.buffer)
+                self._send(scheduled.step, result.stage, result.buffers)
             else:
                 self._loop.call_soon_threadsafe(self._settle, scheduled.step, result, error, source)
 
@@ -154,13 +155,13 @@ class Pipeline:
             stage += 1
         if stage == len(stages):
             return self._ends.read(hidden, scheduled.readouts)
-        return _Onward(stage, self._engine.to_buffer(HIDDEN, hidden))
+        return _Onward(stage, self._engine.to_buffers(hidden))
 
-    def _send(self, step: Step, stage: int, buffer: TensorBuffer) -> None:
+    def _send(self, step: Step, stage: int, buffers: tuple[TensorBuffer, ...]) -> None:
         """To the node of `stage`, from any thread."""
         node = self._plan.stages[stage].node
         try:
-            self._senders[node].send(step.epoch, step.number, Activation(stage=stage, step=step), (buffer,))
+            self._senders[node].send(step.epoch, step.number, Activation(stage=stage, step=step), buffers)
         except TransportError as error:
             self._loop.call_soon_threadsafe(self._broke, node, error)
 

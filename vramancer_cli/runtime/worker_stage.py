@@ -7,7 +7,7 @@ Never the control link: what the head must hear goes through `report`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from vramancer_cli.errors import ModelError, OverLimitError, VramancerError
 from vramancer_cli.runtime import data_links
 from vramancer_cli.runtime.checkpoints import Checkpoints, OwnCheckpoints
 from vramancer_cli.runtime.contracts import DeviceExecutor, Engine, Stage
-from vramancer_cli.runtime.data_links import HIDDEN, activation
+from vramancer_cli.runtime.data_links import activation
 from vramancer_cli.runtime.holding import Holding
 from vramancer_cli.telemetry import log
 
@@ -167,25 +167,24 @@ class WorkerStage:
             )
         held.order.accept(received.epoch, received.number)
         try:
-            self._execute(held, message.step, received.tensors[HIDDEN])
+            self._execute(held, message.step, received.tensors)
         except VramancerError as error:  # the device is closed, or has too much to do
             self._fail(message.step, error)
 
     def on_closed(self, sender: NodeId, error: TransportError | None) -> None:
         """Nothing to do: the head sees a lost node on its control link, and the next plan dials anew."""
 
-    def _execute(self, held: _Held, step: Step, buffer: TensorBuffer) -> None:
-        def work() -> TensorBuffer:
-            hidden = held.stage.execute(step, self._engine.from_buffer(buffer))
-            return self._engine.to_buffer(HIDDEN, hidden)
+    def _execute(self, held: _Held, step: Step, buffers: Mapping[str, TensorBuffer]) -> None:
+        def work() -> tuple[TensorBuffer, ...]:
+            return self._engine.to_buffers(held.stage.execute(step, self._engine.from_buffers(buffers)))
 
-        def done(result: TensorBuffer | None, error: BaseException | None) -> None:
+        def done(result: tuple[TensorBuffer, ...] | None, error: BaseException | None) -> None:
             if result is None:
                 self._fail(step, error)
                 return
             self.steps += 1
             try:
-                held.sender.send(step.epoch, step.number, Activation(held.index + 1, step), (result,))
+                held.sender.send(step.epoch, step.number, Activation(held.index + 1, step), result)
             except TransportError as link_error:
                 self._loop.call_soon_threadsafe(self._link_broke, step.epoch, step.number, link_error)
 

@@ -11,10 +11,13 @@ from transformers import AutoConfig, PretrainedConfig
 
 from tests.helpers import hostile_checkpoints as hostile
 from tests.helpers.checkpoints import make_checkpoint, make_model
+from tests.helpers.family_matrix import make_family
 from transport.messages import ModelRef
 from transport.types import LayerRange
 from vramancer_cli.engine import architecture, weights
 from vramancer_cli.engine.checkpoint import Checkpoint, StoredTensor, open_checkpoint
+from vramancer_cli.engine.seam import Seams
+from vramancer_cli.engine.trace import trace_layers
 from vramancer_cli.errors import ModelError
 
 
@@ -32,17 +35,27 @@ def test_a_model_is_built_without_any_memory(llama: Path):
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_the_parts_come_from_the_pipeline_plan(llama: Path, tmp_path: Path):
-    parts = architecture.parts_of(architecture.build(open_checkpoint(llama), torch.float32))
-    assert parts == architecture.Parts(("embed_tokens",), "layers", ("norm",))
-    other = make_checkpoint(tmp_path, "gpt_neox", num_hidden_layers=1)
-    parts = architecture.parts_of(architecture.build(open_checkpoint(other), torch.float32))
-    assert parts == architecture.Parts(("embed_in", "emb_dropout"), "layers", ("final_layer_norm",))
+def test_the_container_of_the_layers_is_found(llama: Path, tmp_path: Path):
+    assert architecture.container_name(architecture.build(open_checkpoint(llama), torch.float32)) == "layers"
+    other = make_checkpoint(tmp_path, "gpt2", n_embd=32, n_layer=2, n_head=2)
+    assert architecture.container_name(architecture.build(open_checkpoint(other), torch.float32)) == "h"
+
+
+def test_what_has_weights_and_is_no_layer_is_outside(llama: Path, tmp_path: Path):
+    model = architecture.build(open_checkpoint(llama), torch.float32)
+    assert [name for name, _ in architecture.outside(model)] == ["embed_tokens", "norm"]
+    make_family(tmp_path, "gemma3n_text", 0)
+    names = {name for name, _ in architecture.outside(architecture.build(open_checkpoint(tmp_path), torch.float32))}
+    assert {"embed_tokens_per_layer", "altup_projections.0", "altup_unembed_projections.2", "norm"} <= names
+
+
+def seams(folder: Path) -> Seams:
+    return trace_layers(open_checkpoint(folder)).seams
 
 
 def test_what_a_shard_does_not_own_is_gone(llama: Path):
     model = architecture.build(open_checkpoint(llama), torch.float32)
-    architecture.keep(model, LayerRange(2, 4), ends=False)
+    architecture.keep_layers(model, seams(llama), LayerRange(2, 4))
     layers = {architecture.layer_of(name, "model.layers.") for name in model.state_dict()}
     assert layers == {2, 3}
     assert len(architecture.layers_of(model)) == 8
@@ -50,7 +63,7 @@ def test_what_a_shard_does_not_own_is_gone(llama: Path):
 
 def test_the_ends_are_everything_but_the_layers(llama: Path):
     model = architecture.build(open_checkpoint(llama), torch.float32)
-    architecture.keep(model, LayerRange(0, 0), ends=True)
+    architecture.keep_ends(model, seams(llama))
     assert set(model.state_dict()) == {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
 
 
@@ -62,18 +75,18 @@ def test_layer_numbers_are_read_off_names():
 
 def test_buffers_that_no_checkpoint_holds_are_computed(llama: Path):
     model = architecture.build(open_checkpoint(llama), torch.bfloat16)
-    architecture.keep(model, LayerRange(0, 0), ends=False)
+    architecture.keep_layers(model, seams(llama), LayerRange(0, 1))
     architecture.fill_buffers(model, torch.device("cpu"))
     buffers, expected = dict(model.named_buffers()), dict(make_model().named_buffers())
     assert buffers.keys() == expected.keys() != set()
     assert all(torch.equal(buffers[name], expected[name]) for name in expected)
 
 
-def test_a_family_without_a_pipeline_plan_is_refused(tmp_path: Path):
-    folder = make_checkpoint(tmp_path, "gpt2", n_embd=32, n_layer=2, n_head=2)
-    model = architecture.build(open_checkpoint(folder), torch.float32)
-    with pytest.raises(ModelError, match=r"'gpt2'.*no pipeline plan"):
-        architecture.parts_of(model)
+def test_a_family_whose_layers_are_no_list_is_refused(tmp_path: Path):
+    make_family(tmp_path, "hrm_text", 0)
+    model = architecture.build(open_checkpoint(tmp_path), torch.float32)
+    with pytest.raises(ModelError, match=r"'hrm_text' cannot be split.*not one list"):
+        architecture.container_name(model)
 
 
 @pytest.mark.parametrize(

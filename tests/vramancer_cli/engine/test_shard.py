@@ -10,6 +10,7 @@ from tests.helpers.stepping import no_progress
 from transport.types import LayerRange
 from vramancer_cli.engine.batch import Batch
 from vramancer_cli.engine.block_tables import PlacedRow
+from vramancer_cli.engine.boundary import Boundary
 from vramancer_cli.engine.checkpoint import open_checkpoint
 from vramancer_cli.engine.kv_cache import KvPool
 from vramancer_cli.engine.shard import Shard
@@ -30,14 +31,14 @@ def run(shard: Shard, hidden: torch.Tensor) -> torch.Tensor:
     pool = KvPool(shard.kv_shapes, 4, 16, hidden.dtype, CPU)
     batch = Batch([PlacedRow(0, hidden.shape[0], (0, 1), consecutive=True, outputs=0)], pool, CPU)
     with torch.inference_mode():
-        return shard.run(hidden, batch.positions, batch)
+        return shard.run(Boundary(hidden), batch.positions, batch).hidden
 
 
 def test_its_needs_are_known_before_anything_is_loaded(llama: Path):
     shard = Shard(open_checkpoint(llama), LayerRange(2, 4), torch.bfloat16)
     assert shard.weights_bytes == 2 * 41088 * 2
     assert shard.kv_shapes == {2: KvShape(2, 8, 8), 3: KvShape(2, 8, 8)}
-    assert shard.hidden_size == 64
+    assert [crossing.width for crossing in (*shard.entering, *shard.leaving)] == [64, 64]
 
 
 @pytest.mark.parametrize("layers", [LayerRange(0, 3), LayerRange(3, 8), LayerRange(0, 8)])

@@ -12,6 +12,7 @@ from tests.helpers.stepping import make_plan, no_progress
 from transport.errors import RemoteProtocolError
 from transport.messages import Plan, Step, StepRow
 from transport.types import LayerRange
+from vramancer_cli.engine.boundary import Boundary
 from vramancer_cli.engine.checkpoint import StoredTensor
 from vramancer_cli.engine.stage import PagedStage
 from vramancer_cli.engine.torch_engine import TorchEngine
@@ -26,6 +27,10 @@ def plan(engine: TorchEngine, llama: Path) -> Plan:
 @pytest.fixture
 def stages(engine: TorchEngine, llama: Path, plan: Plan) -> list[PagedStage]:
     return [engine.load_stage(llama, plan, index, no_progress) for index in range(2)]
+
+
+def random_rows(count: int) -> Boundary:
+    return Boundary(torch.randn(count, 64))
 
 
 def prompt(count: int, *, outputs: int = 1, sequence: int = 1) -> Step:
@@ -79,40 +84,39 @@ def test_a_failed_load_gives_its_reservation_back(
 
 
 def test_a_stage_gives_every_row_and_the_last_one_only_the_outputs(stages: list[PagedStage]):
-    hidden = torch.randn(20, 64)
-    middle = stages[0].execute(prompt(20), hidden)
-    assert middle.shape == (20, 64)
-    assert stages[1].execute(prompt(20), middle).shape == (1, 64)
-    assert stages[1].execute(prompt(20, outputs=0), middle).shape == (0, 64)
+    middle = stages[0].execute(prompt(20), random_rows(20))
+    assert middle.hidden.shape == (20, 64)
+    assert stages[1].execute(prompt(20), middle).hidden.shape == (1, 64)
+    assert stages[1].execute(prompt(20, outputs=0), middle).hidden.shape == (0, 64)
 
 
 def test_the_last_outputs_of_a_row_are_what_all_of_them_end_with(stages: list[PagedStage]):
-    middle = stages[0].execute(prompt(20), torch.randn(20, 64))
-    everything = stages[1].execute(prompt(20, outputs=20), middle)
-    assert torch.equal(stages[1].execute(prompt(20, outputs=3), middle), everything[-3:])
+    middle = stages[0].execute(prompt(20), random_rows(20))
+    everything = stages[1].execute(prompt(20, outputs=20), middle).hidden
+    assert torch.equal(stages[1].execute(prompt(20, outputs=3), middle).hidden, everything[-3:])
 
 
 def test_layer_tokens_count_what_was_executed(engine: TorchEngine, stages: list[PagedStage]):
-    stages[0].execute(prompt(20), torch.randn(20, 64))
+    stages[0].execute(prompt(20), random_rows(20))
     assert engine.layer_tokens == 4 * 20
     with pytest.raises(RemoteProtocolError):
-        stages[0].execute(prompt(20), torch.randn(19, 64))
+        stages[0].execute(prompt(20), random_rows(19))
     assert engine.layer_tokens == 4 * 20
 
 
 def test_a_step_without_rows_only_ends_sequences(stages: list[PagedStage]):
-    stages[0].execute(prompt(5), torch.randn(5, 64))
-    assert stages[0].execute(Step(1, 1, (), ended=(1,)), torch.empty(0, 64)).shape == (0, 64)
+    stages[0].execute(prompt(5), random_rows(5))
+    assert stages[0].execute(Step(1, 1, (), ended=(1,)), random_rows(0)).hidden.shape == (0, 64)
     with pytest.raises(RemoteProtocolError, match="its table has 0"):
-        stages[0].execute(Step(1, 2, (StepRow(1, 5, 1, (2,), ((),), True),)), torch.randn(1, 64))
+        stages[0].execute(Step(1, 2, (StepRow(1, 5, 1, (2,), ((),), True),)), random_rows(1))
 
 
 @pytest.mark.parametrize(
     ("step", "hidden", "why"),
     [
-        (prompt(20), torch.zeros(20, 63), "were due"),
-        (prompt(20), torch.zeros(1, 20, 64), "were due"),
-        (prompt(20), torch.zeros(20, 64).bfloat16(), "were due"),
+        (prompt(20), torch.zeros(20, 63), "was due"),
+        (prompt(20), torch.zeros(1, 20, 64), "was due"),
+        (prompt(20), torch.zeros(20, 64).bfloat16(), "was due"),
         (prompt(30), torch.zeros(30, 64), "allows 25"),
         (msgspec.structs.replace(prompt(20), output="tokens"), torch.zeros(20, 64), "asks for tokens"),
         (Step(1, 0, (StepRow(1, 4, 2, (0,), ((3,),), True),)), torch.zeros(2, 64), "starts at 4"),
@@ -123,13 +127,13 @@ def test_steps_that_contradict_the_plan_are_refused(
 ):
     stage = engine.load_stage(llama, msgspec.structs.replace(plan, max_step_tokens=25), 0, no_progress)
     with pytest.raises(RemoteProtocolError, match=why):
-        stage.execute(step, hidden)
-    stage.execute(prompt(25), torch.zeros(25, 64))
+        stage.execute(step, Boundary(hidden))
+    stage.execute(prompt(25), random_rows(25))
 
 
 def test_closing_frees_weights_and_cache_and_their_bytes(engine: TorchEngine, stages: list[PagedStage]):
-    stages[0].execute(prompt(5), torch.randn(5, 64))
-    shard, pool = stages[0]._loaded or pytest.fail("not loaded")
+    stages[0].execute(prompt(5), random_rows(5))
+    shard, pool, _ = stages[0]._loaded or pytest.fail("not loaded")
     watched = [*map(weakref.ref, shard._model.parameters()), *map(weakref.ref, pool.keys.values())]
     assert len(watched) == 4 * 9 + 4
     del shard, pool
@@ -143,7 +147,7 @@ def test_closing_frees_weights_and_cache_and_their_bytes(engine: TorchEngine, st
     assert [ref for ref in watched if ref() is not None] == []
     assert engine.used_bytes == 0
     with pytest.raises(VramancerError, match="unloaded"):
-        stages[0].execute(prompt(5), torch.randn(5, 64))
+        stages[0].execute(prompt(5), random_rows(5))
 
 
 def test_another_version_of_the_model_is_refused(engine: TorchEngine, llama: Path, plan: Plan):

@@ -3,14 +3,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.helpers.checkpoints import make_checkpoint
+from tests.helpers.family_matrix import make_family
 from transport.messages import ModelRef
 from transport.types import LayerRange
 from vramancer_cli.engine import weights
 from vramancer_cli.engine.checkpoint import open_checkpoint
-from vramancer_cli.engine.trace import KvShape, LiveElements, trace_layers
+from vramancer_cli.engine.sequence_cache import index_layer
+from vramancer_cli.engine.trace import KvShape, trace_layers
 from vramancer_cli.errors import ModelError
 
 REF = ModelRef("m", "folder", "", "")
@@ -22,8 +23,17 @@ def test_each_layer_says_what_it_keeps(llama: Path):
     assert KvShape(2, 8, 6).elements == 28
 
 
-def test_only_the_layers_asked_for_are_run(llama: Path):
-    assert set(trace_layers(open_checkpoint(llama), LayerRange(3, 5)).kv_shapes) == {3, 4}
+def test_a_stage_keeps_what_its_own_layers_keep(llama: Path):
+    assert set(trace_layers(open_checkpoint(llama)).kv_shapes_in(LayerRange(3, 5))) == {3, 4}
+
+
+def test_layers_that_share_keys_and_values_keep_them_once_on_each_stage(tmp_path: Path):
+    make_family(tmp_path, "gemma4_unified_text", 0)
+    trace = trace_layers(open_checkpoint(tmp_path))
+    assert dict(trace.same_as) == {4: 2, 5: 3, 6: 2, 7: 3}
+    assert set(trace.kv_shapes_in(LayerRange(0, 8))) == {0, 1, 2, 3}
+    assert trace.keepers_in(LayerRange(3, 8)) == {4: 4, 5: 3, 6: 4, 7: 3}
+    assert trace.ragged
 
 
 def test_keys_and_values_of_unequal_size_are_seen(tmp_path: Path):
@@ -40,29 +50,25 @@ def test_the_live_peak_lies_between_what_must_be_alive_and_the_sum_of_everything
     assert hidden + 3 * inner <= live <= 12 * hidden + 4 * inner
 
 
-def test_freed_tensors_and_views_are_not_counted():
-    with LiveElements() as live:
-        first = torch.empty(10, device="meta")
-        view = first[:5]
-        del first
-        kept = torch.empty(20, device="meta")
-        del view
-        last = torch.empty(5, device="meta")
-    assert live.peak_elements == 30
-    assert kept.shape[0] + last.shape[0] == 25
+def test_recurrent_state_is_measured_and_keeps_sequences_apart(tmp_path: Path):
+    make_family(tmp_path, "qwen3_next", 0)
+    trace = trace_layers(open_checkpoint(tmp_path))
+    recurrent, convolved = 4 * 16 * 16, (2 * 2 * 16 + 4 * 16) * 4
+    assert [trace.state_elements(layer) for layer in range(4)] == [recurrent + convolved, 0] * 2
+    assert [trace.kv_elements(layer) for layer in range(4)] == [0, 2 * 2 * 16] * 2
+    assert not trace.ragged
 
 
-def test_a_family_that_changes_hidden_states_between_layers_is_refused(tmp_path: Path):
-    folder = make_checkpoint(tmp_path, "granite", num_hidden_layers=2, embedding_multiplier=3.0)
-    with pytest.raises(ModelError, match="between its layers"):
-        weights.model_facts(folder, REF)
+def test_the_keys_of_an_indexer_are_kept_in_blocks_too(tmp_path: Path):
+    make_family(tmp_path, "deepseek_v32", 0)
+    trace = trace_layers(open_checkpoint(tmp_path))
+    assert trace.kv_shapes[index_layer(0)] == KvShape(1, 16, 0)
+    assert not any(trace.state_elements(layer) for layer in range(4))
+    assert not trace.ragged
 
 
-def test_a_layer_without_attention_is_refused(tmp_path: Path):
-    folder = make_checkpoint(
-        tmp_path, "qwen3_next", num_hidden_layers=4, head_dim=16, num_experts=2, num_experts_per_tok=1,
-        moe_intermediate_size=16, shared_expert_intermediate_size=16, linear_num_value_heads=2, linear_num_key_heads=2,
-        linear_key_head_dim=8, linear_value_head_dim=8,
-    )  # fmt: skip
-    with pytest.raises(ModelError, match="Layer 0 has no attention"):
-        weights.model_facts(folder, REF)
+def test_a_family_whose_layers_run_more_than_once_is_refused_with_the_way_out(tmp_path: Path):
+    make_family(tmp_path, "hrm_text", 0)
+    with pytest.raises(ModelError, match=r"'hrm_text' cannot be split") as refused:
+        weights.model_facts(tmp_path, REF)
+    assert "whole on one node" in refused.value.hint

@@ -17,6 +17,7 @@ from transport.messages import ModelRef
 from transport.types import LayerRange
 from vramancer_cli.engine import architecture, weights
 from vramancer_cli.engine.checkpoint import StoredTensor, open_checkpoint
+from vramancer_cli.engine.trace import trace_layers
 from vramancer_cli.errors import ModelError
 
 CPU = torch.device("cpu")
@@ -24,8 +25,12 @@ REF = ModelRef("m", "folder", "", "")
 
 
 def cut(folder: Path, layers: LayerRange, *, ends: bool = False, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    model = architecture.build(open_checkpoint(folder), dtype)
-    architecture.keep(model, layers, ends=ends)
+    checkpoint = open_checkpoint(folder)
+    model, seams = architecture.build(checkpoint, dtype), trace_layers(checkpoint).seams
+    if ends:
+        architecture.keep_ends(model, seams)
+    else:
+        architecture.keep_layers(model, seams, layers)
     return model
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
+import jsonschema_rs
 import pytest
 from aiohttp import ClientSession
 
-from tests.helpers.scripted_server import serving
+from tests.helpers.scripted_server import ScriptedDeployment, serving
 from vramancer_cli.models.sampling import TOP_LOGPROBS_LIMIT
 from vramancer_cli.serving.app import KEY_HEADERS, ROUTES
 from vramancer_cli.serving.embeddings import MAX_INPUTS, MAX_TOKENS
@@ -25,6 +27,8 @@ from vramancer_cli.serving.sampling_params import (
     MOST_REPETITION_PENALTY,
 )
 from vramancer_cli.serving.signing import SCHEME
+
+HELLO = [{"role": "user", "content": "hi"}]
 
 
 @pytest.fixture
@@ -83,3 +87,28 @@ def test_its_bounds_are_those_of_the_parser(described: dict[str, Any]) -> None:
 async def test_it_is_served_to_everyone(described: dict[str, Any]) -> None:
     async with serving() as server, ClientSession(server.url) as http, http.get("/openapi.json") as reply:
         assert reply.status == 200 and await reply.json() == described
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "schema"),
+    [
+        ("/v1/chat/completions", {"messages": HELLO}, "ChatCompletion"),
+        ("/v1/chat/completions", {"messages": HELLO, "n": 2, "logprobs": True, "top_logprobs": 2}, "ChatCompletion"),
+        ("/v1/completions", {"prompt": "hi", "n": 2}, "Completion"),
+        ("/v1/completions", {"prompt": "hi there", "echo": True, "logprobs": 1, "max_tokens": 0}, "Completion"),
+        ("/v1/embeddings", {"input": ["a", [5]]}, "EmbeddingList"),
+        ("/v1/embeddings", {"input": "a", "encoding_format": "base64"}, "EmbeddingList"),
+    ],
+)
+async def test_replies_are_what_it_says(
+    described: dict[str, Any], folder: Path, path: str, fields: dict[str, Any], schema: str
+) -> None:
+    async with serving(ScriptedDeployment(folder)) as server, ClientSession(server.url) as http:
+        async with http.post(path, json={"model": "scripted"} | fields) as reply:
+            assert reply.status == 200
+            told = await reply.json()
+    whole = {"$ref": f"#/components/schemas/{schema}", "components": described["components"]}
+    jsonschema_rs.validator_for(whole).validate(told)
+    told.popitem()
+    with pytest.raises(jsonschema_rs.ValidationError):
+        jsonschema_rs.validator_for(whole).validate(told)

@@ -11,6 +11,7 @@ from transport.messages import Plan
 from vramancer_cli.engine import architecture, weights
 from vramancer_cli.engine.stage import checked
 from vramancer_cli.engine.tensors import DTYPES
+from vramancer_cli.engine.trace import trace_layers
 from vramancer_cli.models.weight_files import ByteRange
 
 
@@ -20,8 +21,9 @@ def stage_ranges(folder: Path, plan: Plan, stage: int) -> tuple[ByteRange, ...]:
     Raises ModelError, also for another checkpoint than the plan's.
     """
     checkpoint = checked(folder, plan)
-    model = architecture.build(checkpoint, DTYPES[plan.dtype])
-    architecture.keep(model, plan.stages[stage].layers, ends=False)
+    trace = trace_layers(checkpoint)
+    model = architecture.build(checkpoint, DTYPES[plan.dtype], ragged=trace.ragged)
+    architecture.keep_layers(model, trace.seams, plan.stages[stage].layers)
     owned = [tensor for group in weights.owned_tensors(model, checkpoint).values() for tensor in group]
     owned.sort(key=lambda tensor: (tensor.path, tensor.start))
     return tuple(ByteRange(tensor.path, tensor.start, tensor.size_bytes) for tensor in owned if tensor.size_bytes)

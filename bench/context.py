@@ -27,6 +27,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from transport.messages import ModelRef, Plan, StagePlan, Step, StepRow
 from transport.types import LayerRange
+from vramancer_cli.engine.boundary import Boundary
 from vramancer_cli.engine.stage import PagedStage
 from vramancer_cli.engine.torch_engine import TorchEngine
 
@@ -107,7 +108,7 @@ class Bench:
         """Ends what was there before, unless told otherwise."""
         gone = tuple(self._known) if ended is None else ended
         step = Step(1, self._number, rows, gone)
-        self._stage.execute(step, self._hidden[: step.token_count])
+        self._stage.execute(step, Boundary(self._hidden[: step.token_count]))
         self._known = {row.sequence for row in rows}
         self._number += 1
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from tests.helpers.stepping import make_plan, no_progress
+from tests.helpers.stepping import make_plan, no_progress, over_the_wire
 from vramancer_cli.engine import logits as processing
 from vramancer_cli.engine.sampler import uniform
 from vramancer_cli.engine.torch_engine import TorchEngine
@@ -109,10 +109,11 @@ class EngineBench:
         self.copies += len(step.copies)
         self.preemptions += sum(answers[sequence].finish_reason is None for sequence in step.ended)
         self.computed_tokens += step.token_count
-        hidden = self._ends.embed(scheduled.token_ids)
-        for stage in self._stages:
-            hidden = stage.execute(step, self.engine.from_buffer(self.engine.to_buffer("h", hidden)))
-        outputs = self._ends.read(hidden, scheduled.readouts)
+        crossing = self._ends.embed(step, scheduled.token_ids)
+        for index, stage in enumerate(self._stages):
+            received = over_the_wire(step, index, self.engine.to_buffers(crossing))
+            crossing = stage.execute(step, self.engine.from_buffers(received.tensors))
+        outputs = self._ends.read(crossing, scheduled.readouts)
         tokens = [output.token for output in outputs if output.token is not None]
         emitted = {item.sequence: item for item in self.scheduler.commit(step, tokens, 0.0)}
         last = -1
@@ -121,7 +122,7 @@ class EngineBench:
             answer = answers[readout.sequence]
             _take(answer, output, emitted.get(readout.sequence))
             if readout.draw is not None:
-                answer.clearances.append(clearance(self._ends.logits(hidden[last : last + 1]), readout.draw))
+                answer.clearances.append(clearance(self._ends.logits(crossing.hidden[last : last + 1]), readout.draw))
 
 
 def _take(answer: Answer, output: RowOutput, emitted: Emitted | None) -> None:

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.helpers.stepping import make_plan, no_progress
 from transport.errors import LocalProtocolError
+from vramancer_cli.engine.boundary import Boundary
 from vramancer_cli.engine.ends import TorchEnds
 from vramancer_cli.engine.torch_engine import TorchEngine
 from vramancer_cli.models.readout import Readout
@@ -42,7 +43,7 @@ def test_every_kind_of_reading_in_one_step(ends: TorchEnds, reference: tuple[tor
     rows, final, logprobs = reference
     greedy = Draw(Sampling(temperature=0.0, top_logprobs=2), 0)
     scored, pooled, drawn, first = ends.read(
-        torch.cat([rows[:6], rows, rows[-1:], rows[:1]]),
+        Boundary(torch.cat([rows[:6], rows, rows[-1:], rows[:1]])),
         [
             Readout(1, 6, targets=tuple(IDS[1:7]), top_logprobs=3),
             Readout(2, 7, pooled=True),
@@ -69,9 +70,9 @@ def test_a_score_is_of_the_raw_logits_whatever_the_draw_does_to_them(
     rows, _, logprobs = reference
     forced = Sampling(0.3, top_k=1, seed=3, logit_bias=((77, 100.0),), top_logprobs=0)
     plain = Draw(Sampling(1.0, seed=5), 0)
-    alone = ends.read(rows[2:3], [Readout(9, 1, plain)])
+    alone = ends.read(Boundary(rows[2:3]), [Readout(9, 1, plain)])
     outputs = ends.read(
-        rows[1:4], [Readout(8, 1, Draw(forced, 0)), Readout(9, 1, plain), Readout(7, 1, Draw(forced, 4))]
+        Boundary(rows[1:4]), [Readout(8, 1, Draw(forced, 0)), Readout(9, 1, plain), Readout(7, 1, Draw(forced, 4))]
     )
     assert outputs[1] == alone[0] and alone[0].score is None
     for place, output in ((1, outputs[0]), (3, outputs[2])):
@@ -80,7 +81,7 @@ def test_a_score_is_of_the_raw_logits_whatever_the_draw_does_to_them(
 
 
 def test_rows_and_readouts_go_together(ends: TorchEnds) -> None:
-    assert ends.read(torch.zeros(0, 64), []) == []
+    assert ends.read(Boundary(torch.zeros(0, 64)), []) == []
     for rows, outputs in ((3, 2), (1, 0), (0, 1)):
         with pytest.raises(LocalProtocolError, match=f"{rows} rows came"):
-            ends.read(torch.zeros(rows, 64), [Readout(1, outputs, pooled=True)] if outputs else [])
+            ends.read(Boundary(torch.zeros(rows, 64)), [Readout(1, outputs, pooled=True)] if outputs else [])

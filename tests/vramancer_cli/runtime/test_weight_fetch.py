@@ -17,6 +17,7 @@ from transport.messages import PIECE_BYTES, AskModel, ModelFiles, NotServed, Pie
 from transport.types import LayerRange
 from vramancer_cli.engine import architecture, weights
 from vramancer_cli.engine.checkpoint import Checkpoint, open_checkpoint
+from vramancer_cli.engine.trace import trace_layers
 from vramancer_cli.errors import ModelError
 from vramancer_cli.models.weight_files import ByteRange
 from vramancer_cli.runtime import weight_copy
@@ -37,8 +38,9 @@ def scene(tmp_path: Path, model: Path) -> WeightScene:
 
 
 def ranges_of(checkpoint: Checkpoint, layers: LayerRange) -> list[ByteRange]:
-    built = architecture.build(checkpoint, torch.float32)
-    architecture.keep(built, layers, ends=False)
+    trace = trace_layers(checkpoint)
+    built = architecture.build(checkpoint, torch.float32, ragged=trace.ragged)
+    architecture.keep_layers(built, trace.seams, layers)
     owned = [tensor for group in weights.owned_tensors(built, checkpoint).values() for tensor in group]
     return [ByteRange(tensor.path, tensor.start, tensor.size_bytes) for tensor in owned]
 

@@ -20,6 +20,8 @@ NUCLEUS_TOKENS: Final = 512
 LOOK_FIRST_FROM_TOKENS: Final = 16 * NUCLEUS_TOKENS
 """Of a smaller vocabulary it is not."""
 
+LEAST_TEMPERATURE: Final = torch.finfo(torch.float32).tiny
+
 Threshold = Callable[[torch.Tensor, Sequence[Sampling]], torch.Tensor]
 """Shares [R, vocabulary] and R samplings in; the least share that stays in each row out, [R, 1]."""
 
@@ -67,8 +69,9 @@ def shares(logits: torch.Tensor, samplings: Sequence[Sampling]) -> torch.Tensor:
 
     temperature, then top_k, top_p and min_p, each over what the one before has left. Every temperature is above 0.
     """
-    temperatures = _column(logits, [sampling.temperature for sampling in samplings])
-    # The best logit becomes 0 first, so that no temperature, however low, makes an infinite one.
+    # Above 0 in float32 too, which knows no 1e-50; and the best logit becomes 0 first: so that no temperature, however
+    # low, makes one that is infinite or none.
+    temperatures = _column(logits, [sampling.temperature for sampling in samplings]).clamp_(min=LEAST_TEMPERATURE)
     kept = torch.softmax((logits - logits.amax(-1, keepdim=True)).div_(temperatures), -1)
     _cut(kept, samplings, lambda sampling: sampling.top_k > 0, _top_k_threshold)
     _cut(kept, samplings, lambda sampling: sampling.top_p < 1, _top_p_threshold)

@@ -85,6 +85,12 @@ def test_temperature_sharpens_and_flattens():
         assert abs(measured - 1 / (1 + math.exp(-1 / temperature))) < 0.05
 
 
+def test_a_temperature_that_float32_does_not_know_leaves_the_most_likely():
+    logits = torch.tensor([0.1, 0.4, 0.2]).expand(20, 3).clone()
+    for temperature in (1e-30, 1e-40, 1e-60, 5e-324):
+        assert choose_tokens(logits.clone(), draws(Sampling(temperature, 1.0, seed=4), 20)) == [1] * 20
+
+
 def test_top_p_keeps_the_smallest_set_that_reaches_it():
     logits = torch.tensor([0.1, 0.4, 0.2, 0.3]).log().expand(500, 4)
     for top_p, kept in ((0.3, {1}), (0.65, {1, 3}), (0.85, {1, 2, 3}), (1.0, {0, 1, 2, 3})):

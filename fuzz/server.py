@@ -15,6 +15,9 @@ import psutil
 from build_scripts.local_cluster import NodeProcess, local_cluster
 from fuzz.findings import require
 
+MEMORY: Final = "56MiB"
+"""Room for the model and little more: the system gives a node its KV cache block by block, as it is first written, and
+that is no memory lost."""
 SETTLE_S: Final = 20.0
 MORE_RSS: Final = 0.10
 MORE_FDS: Final = 6
@@ -65,7 +68,7 @@ class Server:
 @contextmanager
 def running() -> Iterator[Server]:
     """Ready to answer; its process is gone afterwards."""
-    with TemporaryDirectory(prefix="vramancer-fuzz-") as folder, local_cluster(Path(folder)) as cluster:
+    with TemporaryDirectory(prefix="vramancer-fuzz-") as folder, local_cluster(Path(folder), MEMORY) as cluster:
         head = cluster.start_head()
         status = cluster.wait_ready(1)
         url = head.api_url

@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 
 import torch
 from torch.fx.experimental import _config as symbolic_shapes
+from torch.utils.weak import TensorWeakRef
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
@@ -160,7 +161,7 @@ class _Recorder:
         self.windows: dict[int, int] = {}
         self.states: dict[int, int] = {}
         self.decoder_layer = -1
-        self._keys: dict[int, torch.Tensor] = {}
+        self._keys: dict[int, TensorWeakRef] = {}  # weak: what no layer holds any more is not alive at once
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: Options
@@ -168,10 +169,11 @@ class _Recorder:
         self._note(layer, KvShape(key.shape[0], key.shape[2], value.shape[2]))
         if options.sliding_window is not None:
             self.windows[layer] = options.sliding_window
+        whole = key if key._base is None else key._base
         for earlier, other in self._keys.items():
-            if key._base is other:
+            if whole is other():
                 self.same_as[layer] = self.same_as.get(earlier, earlier)
-        self._keys[layer] = key if key._base is None else key._base
+        self._keys[layer] = TensorWeakRef(whole)
         return query.new_empty(query.shape[1], query.shape[0], value.shape[2])
 
     def keep(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -50,6 +50,12 @@ def test_the_live_peak_lies_between_what_must_be_alive_and_the_sum_of_everything
     assert hidden + 3 * inner <= live <= 12 * hidden + 4 * inner
 
 
+def test_what_earlier_layers_made_is_not_alive_any_more(tmp_path: Path):
+    few, many = (make_checkpoint(tmp_path / str(count), "llama", num_hidden_layers=count) for count in (2, 6))
+    live = [trace_layers(open_checkpoint(folder)).live_elements for folder in (few, many)]
+    assert live[0] == live[1]
+
+
 def test_recurrent_state_is_measured_and_keeps_sequences_apart(tmp_path: Path):
     make_family(tmp_path, "qwen3_next", 0)
     trace = trace_layers(open_checkpoint(tmp_path))

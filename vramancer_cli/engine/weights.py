@@ -27,9 +27,10 @@ from transformers.utils import logging as transformers_logging
 from transport.messages import ModelRef
 from transport.types import WeightFormat
 from vramancer_cli.engine import architecture
-from vramancer_cli.engine.checkpoint import Checkpoint, StoredTensor, open_checkpoint
+from vramancer_cli.engine.checkpoint import Checkpoint, open_checkpoint
 from vramancer_cli.engine.devices import empty_cache
 from vramancer_cli.engine.quant_layer import quantisable, quantise_layer
+from vramancer_cli.engine.stored_tensor import StoredTensor
 from vramancer_cli.engine.tensors import DTYPES
 from vramancer_cli.engine.trace import Trace, trace_layers
 from vramancer_cli.errors import ModelError
@@ -160,7 +161,8 @@ def _load_group(
 ) -> set[str]:
     """Load some tensors; gives the names that the model still misses."""
     load = LoadStateDictConfig(dtype=model.dtype, device_map={"": device}, weight_mapping=mapping)  # pyright: ignore[reportArgumentType]  # a list of either kind
-    info, _ = convert_and_load_state_dict_in_model(model, {tensor.name: tensor for tensor in group}, load)
+    stored = {tensor.name: tensor.read_as(model.dtype) for tensor in group}
+    info, _ = convert_and_load_state_dict_in_model(model, stored, load)
     wrong = [str(entry[0]) for entry in info.mismatched_keys] + list(info.conversion_errors)
     if wrong:
         raise _wrong_shape(sorted(wrong)[0])

@@ -23,7 +23,7 @@ MAGIC: Final = b"GGUF"
 HEAD_MAX_BYTES: Final = 100_000_000
 """Vocabularies lie in the head; the largest in practice are some 15 MB."""
 MAX_VALUES: Final = 4_000_000
-"""Metadata values that are kept, in arrays too: a large vocabulary has its tokens, scores, kinds and merges."""
+"""Of all metadata, in arrays too: a large vocabulary has its tokens, scores, kinds and merges."""
 MAX_KEYS: Final = 10_000
 MAX_TENSORS: Final = 500_000
 _VERSIONS: Final = (2, 3)
@@ -43,6 +43,13 @@ _READ_AHEAD_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
+class GgufArray:
+    """Stands in the metadata for an array, which is checked and not kept."""
+
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
 class GgufEntry:
     """One tensor of the table: `start` within the file; shape as torch counts it, the rows' length last."""
 
@@ -55,7 +62,7 @@ class GgufEntry:
 
 @dataclass(frozen=True, slots=True)
 class GgufHead:
-    """`head` is the file's beginning up to where the weights begin, padding included. `metadata` as asked for."""
+    """`head` is the file's beginning up to where the weights begin, padding included."""
 
     path: Path
     head: bytes
@@ -69,12 +76,12 @@ def is_gguf(path: Path) -> bool:
         return file.read(len(MAGIC)) == MAGIC
 
 
-def read_head(path: Path, *, with_arrays: bool = False) -> GgufHead:
-    """The checked head. Arrays of the metadata are checked, and kept only `with_arrays`. Raises ModelError."""
+def read_head(path: Path) -> GgufHead:
+    """The checked head. Raises ModelError."""
     with path.open("rb") as file:
         cursor = _Cursor(path, file)
         try:
-            return _read(cursor, with_arrays)
+            return _read(cursor)
         except UnicodeDecodeError as error:
             raise cursor.lying("a name or a text that is not UTF-8") from error
 
@@ -139,7 +146,7 @@ class _Cursor:
         )
 
 
-def _read(cursor: _Cursor, with_arrays: bool) -> GgufHead:
+def _read(cursor: _Cursor) -> GgufHead:
     if cursor.file_bytes < len(MAGIC) or cursor.unpack("4s")[0] != MAGIC:
         raise ModelError(f"{one_line(cursor.path.name)} is not a GGUF file.")
     version, tensor_count, key_count = cursor.unpack("IQQ")
@@ -149,7 +156,7 @@ def _read(cursor: _Cursor, with_arrays: bool) -> GgufHead:
             hint="Convert it with a recent llama.cpp, for little-endian machines.",
         )
     _check_counts(cursor, tensor_count, key_count)
-    metadata = dict(_metadata(cursor, key_count, with_arrays))
+    metadata = dict(_metadata(cursor, key_count))
     rows = [_table_row(cursor) for _ in range(tensor_count)]
     alignment = _alignment(cursor, metadata)
     cursor.take(min(-cursor.at % alignment, cursor.file_bytes - cursor.at))
@@ -168,7 +175,7 @@ def _check_counts(cursor: _Cursor, tensor_count: int, key_count: int) -> None:
         raise ModelError(f"{one_line(cursor.path.name)} holds no weights.")
 
 
-def _metadata(cursor: _Cursor, count: int, with_arrays: bool) -> Iterator[tuple[str, Any]]:
+def _metadata(cursor: _Cursor, count: int) -> Iterator[tuple[str, Any]]:
     seen: set[str] = set()
     for _ in range(count):
         key = cursor.text(_MAX_KEY_BYTES)
@@ -176,12 +183,7 @@ def _metadata(cursor: _Cursor, count: int, with_arrays: bool) -> Iterator[tuple[
             raise cursor.lying(f"the key '{one_line(key)}' twice")
         seen.add(key)
         kind = cursor.number("I")
-        if kind == _ARRAY:
-            values = _array(cursor, with_arrays, 1)
-            if with_arrays:
-                yield key, values
-        else:
-            yield key, _value(cursor, kind)
+        yield key, _array(cursor, 1) if kind == _ARRAY else _value(cursor, kind)
 
 
 def _value(cursor: _Cursor, kind: int) -> Any:
@@ -193,29 +195,23 @@ def _value(cursor: _Cursor, kind: int) -> Any:
     return cursor.number(_NUMBERS[kind])
 
 
-def _array(cursor: _Cursor, keep: bool, depth: int) -> list[Any]:
-    """Its values, or an empty list where they are only stepped over."""
+def _array(cursor: _Cursor, depth: int) -> GgufArray:
+    """Step over it, value by value where those have lengths of their own."""
     kind, count = cursor.unpack("IQ")
-    if kind not in _NUMBERS and kind not in (_STRING, _ARRAY):
-        raise cursor.lying(f"an array of the unknown type {kind}")
     if depth > _MAX_NESTING:
         raise cursor.lying("arrays nested too deep")
-    least_bytes = struct.calcsize(_NUMBERS[kind]) if kind in _NUMBERS else 8
-    if count * least_bytes > cursor.bytes_left():
-        raise cursor.lying(f"an array of {_short(count)} values")
-    if kind in _NUMBERS and not keep:
-        cursor.take(count * least_bytes)
-        return []
     cursor.count_values(count)
     if kind in _NUMBERS:
-        return list(cursor.unpack(f"{count}{_NUMBERS[kind]}"))
-    if kind == _ARRAY:
-        return [_array(cursor, keep, depth + 1) for _ in range(count)]
-    if keep:
-        return [cursor.text() for _ in range(count)]
-    for _ in range(count):
-        cursor.skip_text()
-    return []
+        cursor.take(count * struct.calcsize(_NUMBERS[kind]))
+    elif kind == _STRING:
+        for _ in range(count):
+            cursor.skip_text()
+    elif kind == _ARRAY:
+        for _ in range(count):
+            _array(cursor, depth + 1)
+    else:
+        raise cursor.lying(f"an array of the unknown type {kind}")
+    return GgufArray(count)
 
 
 def _table_row(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:

@@ -6,7 +6,6 @@ transformers' own tensor processors. Must never build a model or read the metada
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -88,9 +87,10 @@ def _restorer(architecture: str, config: Mapping[str, Any]) -> Restore:
     processor: Any = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=dict(config))
 
     def restore(name: str, values: torch.Tensor) -> torch.Tensor:
-        restored: torch.Tensor = processor.process(values, name=name).weights
-        if math.prod(restored.shape) != values.numel():
-            raise ModelError(f"'{one_line(name)}' does not have the shape that the file's metadata says.")
+        try:
+            restored: torch.Tensor = processor.process(values, name=name).weights
+        except (ArithmeticError, RuntimeError, TypeError) as error:
+            raise ModelError(f"'{one_line(name)}' does not have the shape that the file's metadata says.") from error
         return restored.contiguous()
 
     return restore

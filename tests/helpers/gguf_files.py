@@ -5,6 +5,7 @@ Tensors are named and laid out as llama.cpp's converter does it: the way there, 
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Final
 
@@ -66,8 +67,6 @@ def _add_config(writer: gguf.GGUFWriter, config: Any) -> None:
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, vocab_size: int) -> None:
-    import json
-
     fast = make_tokenizer(vocab_size)
     parts = json.loads(fast.backend_tokenizer.to_str())["model"]
     words = {number: word for word, number in fast.get_vocab().items()}

@@ -128,7 +128,9 @@ def _config(head: GgufHead) -> dict[str, Any]:
 
 
 def _renamed(head: GgufHead, prefix: str, mapping: Mapping[str, str | None]) -> dict[str, Any]:
-    found = {name: head.metadata[prefix + key] for key, name in mapping.items() if name and prefix + key in head.metadata}
+    found = {
+        name: head.metadata[prefix + key] for key, name in mapping.items() if name and prefix + key in head.metadata
+    }
     for name, value in found.items():
         if not isinstance(value, (int, float)):
             raise ModelError(f"The metadata of {head.path.name} gives no single number for '{name}'.")

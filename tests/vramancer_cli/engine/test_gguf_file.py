@@ -45,7 +45,10 @@ def gguf_bytes(
     keys = [] if keys is None else keys
     rows = [row("a", (8,), 0, 0), row("b", (2, 4), 0, 32)] if rows is None else rows
     counts = struct.pack(
-        "<IQQ", version, len(rows) if tensor_count is None else tensor_count, len(keys) if key_count is None else key_count
+        "<IQQ",
+        version,
+        len(rows) if tensor_count is None else tensor_count,
+        len(keys) if key_count is None else key_count,
     )
     head = magic + counts + b"".join(keys) + b"".join(rows)
     return head + b"\0" * (-len(head) % 32) + data

@@ -226,7 +226,7 @@ async def _as_folder(settings: NodeSettings, engine: TorchEngine, device: Device
     """`--model`; of a GGUF file, the folder that is made of it."""
     if settings.model is None or not catalog.names_gguf(settings.model):
         return settings.model
-    file, shelf = Path(settings.model).expanduser(), (settings.cache_folder or settings.state_folder) / "gguf"
+    file, shelf = Path(settings.model), (settings.cache_folder or settings.state_folder) / "gguf"
     folder: Path = await device.run(lambda: engine.unfold(file, shelf))
     return str(folder)
 

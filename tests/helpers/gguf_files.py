@@ -1,4 +1,4 @@
-"""GGUF files made on the spot with the format's own writer: random weights, quantised, and the model that they stand for.
+"""GGUF files made on the spot with the format's own writer: random weights, quantised, and the model that they hold.
 
 Tensors are named and laid out as llama.cpp's converter does it: the way there, of which the program has the way back.
 """

@@ -1,7 +1,7 @@
 """A checkpoint folder: config.json and the headers of its weight files, checked; a table of tensors to be read later.
 
-A weight file is safetensors, or GGUF where its first bytes say so; a folder made of a GGUF file (`gguf_folder`) names it
-in gguf.json. Must never import transformers.
+A weight file is safetensors, or GGUF where its first bytes say so; a folder made of a GGUF file (`gguf_folder`) names
+it in gguf.json. Must never import transformers.
 
 Format: https://huggingface.co/docs/safetensors (8 bytes little-endian header length, JSON header, data).
 """
@@ -34,8 +34,8 @@ _MAX_ELEMENTS: Final = 2**60
 INDEX_NAME: Final = "model.safetensors.index.json"
 SINGLE_NAME: Final = "model.safetensors"
 GGUF_NAME: Final = "gguf.json"
-"""In a folder made of a GGUF file: where that lies, and the SHA-256 of its head. A stranger's folder cannot make us read
-another file with it without knowing that file."""
+"""In a folder made of a GGUF file: where that lies, and the SHA-256 of its head. So a stranger's folder cannot make us
+read a file that he does not know."""
 GGUF_NAMES: Final = "gguf_names"
 """In config.json: name in the GGUF file -> name in transformers."""
 

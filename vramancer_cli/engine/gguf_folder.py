@@ -1,7 +1,8 @@
-"""A GGUF file made into a model folder: config.json, tokenizer and chat template from its metadata, weights where they are.
+"""A GGUF file made into a model folder: config.json, tokenizer and chat template from its metadata.
 
-Everything after this sees a folder like any other. What transformers knows of the format is used as it is; what the file
-says and transformers would leave out is added here, or refused: a model that answers slightly wrong is worse than none.
+The weights stay where they are, and everything after this sees a folder like any other. What transformers knows of the
+format is used as it is; what the file says and transformers would leave out is added here, or refused: a model that
+answers slightly wrong is worse than none.
 Must never know a family but by the table of architectures.
 """
 
@@ -17,7 +18,7 @@ from typing import Any, Final
 import torch
 import transformers
 from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
-from transformers.integrations.gguf import convert_gguf_tokenizer, get_gguf_tokenizer
+from transformers.integrations.gguf.gguf_tokenizer_mapping import convert_gguf_tokenizer, get_gguf_tokenizer
 from transformers.modeling_gguf_pytorch_utils import TensorProcessor, get_gguf_hf_weights_map
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -67,9 +68,9 @@ def unfold(path: Path, shelf: Path) -> Path:
 
     It holds no weights: gguf.json says where they are, so the file has to stay.
     """
+    path = path.expanduser().resolve()
     if not path.is_file():
         raise ModelError(f"There is no file {path}.")
-    path = path.resolve()
     head = read_head(path)
     head_sha256 = hashlib.sha256(head.head).hexdigest()
     folder = shelf / hashlib.sha256(f"{_MADE_BY} {head_sha256} {path}".encode()).hexdigest()[:32] / path.stem
@@ -191,7 +192,7 @@ def _names(folder: Path, head: GgufHead, config: dict[str, Any]) -> dict[str, st
     strange = own.keys() - known.keys() - {_ROPE_FACTORS}
     if strange:
         raise ModelError(
-            f"{head.path.name} holds '{one_line(min(strange))}', for which the family '{config['model_type']}' has no place.",
+            f"{head.path.name} holds '{one_line(min(strange))}', for which '{config['model_type']}' has no place.",
             hint="Use a version of the model with .safetensors files.",
         )
     return {name: known[name] for name in own if name in known}

@@ -1,4 +1,4 @@
-"""Tensors of a GGUF file as any checkpoint's: read by their byte range, dequantised, and laid out as transformers expects.
+"""Tensors of a GGUF file as any checkpoint's: read by their byte range, dequantised, laid out as in transformers.
 
 What llama.cpp did to a family's values when it wrote the file (rotary rows interleaved, norms plus one) is undone by
 transformers' own tensor processors. Must never build a model or read the metadata.
@@ -36,7 +36,7 @@ Restore = Callable[[str, torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class GgufTensor(StoredTensor):
-    """A tensor under its name in transformers. `shape` is that of the values, `size_bytes` that of the stored blocks."""
+    """A tensor under its name in transformers. `shape` is the values', `size_bytes` that of the stored blocks."""
 
     kind: Kind
     gguf_name: str
@@ -61,7 +61,8 @@ class GgufTensor(StoredTensor):
                 some = rows[first : first + at_once]
                 blocks = np.empty((some.shape[0], row_bytes), dtype=np.uint8)
                 self.fill(blocks.reshape(-1).data, file)
-                some.copy_(torch.from_numpy(gguf.dequantize(blocks, self.kind)))
+                with np.errstate(invalid="ignore"):  # scales that are not finite show in the first logits
+                    some.copy_(torch.from_numpy(gguf.dequantize(blocks, self.kind)))
         return values
 
 

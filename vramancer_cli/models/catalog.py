@@ -43,7 +43,7 @@ def classify(model: str | None) -> tuple[ModelSource, str]:
         return "hub", model
     raise ModelError(
         f"'{model}' is neither a folder nor the name of a model on the hub.",
-        hint=f"Give a folder, a .gguf file, 'org/name' or 'org/name@revision', or leave --model out for '{BUILTIN_NAME}'.",
+        hint=f"Give a folder, a .gguf file, 'org/name' or 'org/name@revision'; without --model it is '{BUILTIN_NAME}'.",
     )
 
 

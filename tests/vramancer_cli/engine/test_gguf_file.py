@@ -1,4 +1,4 @@
-"""Heads of GGUF files: what the format's own writer wrote is read, and what lies is refused before it costs anything."""
+"""Heads of GGUF files: what the format's own writer wrote is read, and what lies is refused before it costs."""
 
 from __future__ import annotations
 
@@ -38,9 +38,15 @@ def row(name: str | bytes, shape: tuple[int, ...], kind: int, offset: int, dimen
 
 
 def gguf_bytes(
-    keys: list[bytes] | None = None, rows: list[bytes] | None = None, data: bytes = b"\0" * 64, *, magic: bytes = b"GGUF",
-    version: int = 3, tensor_count: int | None = None, key_count: int | None = None,
-) -> bytes:  # fmt: skip
+    keys: list[bytes] | None = None,
+    rows: list[bytes] | None = None,
+    data: bytes = b"\0" * 64,
+    *,
+    magic: bytes = b"GGUF",
+    version: int = 3,
+    tensor_count: int | None = None,
+    key_count: int | None = None,
+) -> bytes:
     """Two tensors of 32 bytes, unless told otherwise."""
     keys = [] if keys is None else keys
     rows = [row("a", (8,), 0, 0), row("b", (2, 4), 0, 32)] if rows is None else rows
@@ -132,7 +138,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "one name twice": (gguf_bytes(rows=[row("a", (8,), 0, 0), row("a", (8,), 0, 32)]), "one name"),
     "alignment 0": (gguf_bytes([key("general.alignment", 4, b"\0" * 4)]), "impossible alignment"),
     "alignment 24": (gguf_bytes([key("general.alignment", 4, struct.pack("<I", 24))]), "impossible alignment"),
-    "alignment of 2 GiB": (gguf_bytes([key("general.alignment", 4, struct.pack("<I", 1 << 31))]), "impossible alignment"),
+    "alignment 2 GiB": (gguf_bytes([key("general.alignment", 4, struct.pack("<I", 1 << 31))]), "impossible alignment"),
     "alignment in words": (gguf_bytes([key("general.alignment", 8, text("32"))]), "impossible alignment"),
 }  # fmt: skip
 

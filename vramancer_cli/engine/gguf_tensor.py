@@ -50,6 +50,10 @@ class GgufTensor(StoredTensor):
     def read_as(self, dtype: torch.dtype) -> StoredTensor:
         return replace(self, dtype=dtype) if self.kind in PACKED else self
 
+    @property
+    def packed_as(self) -> str:
+        return self.kind.name if self.kind in PACKED else ""
+
     def _unpacked(self) -> torch.Tensor:
         values = torch.empty(self.shape, dtype=self.dtype)
         rows = values.view(-1, self.shape[-1])

@@ -50,6 +50,11 @@ class StoredTensor:
         """Whose `read` gives `dtype` where there is a choice: what is stored in a float dtype is read as it is."""
         return self
 
+    @property
+    def packed_as(self) -> str:
+        """The name of the format whose blocks are stored; "" for plain numbers."""
+        return ""
+
     def same_bytes(self, other: StoredTensor) -> bool:
         """Whether both hold the same values, compared piece by piece."""
         if (self.dtype, self.shape, self.size_bytes) != (other.dtype, other.shape, other.size_bytes):

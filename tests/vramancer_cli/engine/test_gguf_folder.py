@@ -20,6 +20,7 @@ from tests.helpers.weight_scene import WeightScene
 from vramancer_cli.engine import weights
 from vramancer_cli.engine.checkpoint import open_checkpoint
 from vramancer_cli.engine.gguf_folder import unfold
+from vramancer_cli.engine.quant import quantise
 from vramancer_cli.engine.ranges import stage_ranges
 from vramancer_cli.engine.torch_engine import TorchEngine
 from vramancer_cli.errors import ModelError
@@ -114,13 +115,38 @@ def test_positions_stretched_as_llama_3_does_are_read_off_the_factors(tmp_path: 
     assert answered(engine, folder, block_count=1100) == text
 
 
-def test_weights_are_requantised_as_asked(tmp_path: Path, engine: TorchEngine):
+def second_roundings(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
+    events = [record.msg for record in caplog.records if isinstance(record.msg, dict)]
+    return [event for event in events if event["event"] == "weights rounded a second time"]
+
+
+def test_weights_are_requantised_as_asked_and_the_error_is_logged(
+    tmp_path: Path, engine: TorchEngine, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level("INFO", "vramancer.engine")
     path = tmp_path / "model.gguf"
-    write_gguf(path, Kind.Q8_0, **WIDE)
+    model = write_gguf(path, Kind.Q8_0, **WIDE)
     folder = unfold(path, tmp_path / "shelf")
     plain, held = (make_plan(engine, folder, 1, quantize=choice).stages[0].weights_bytes for choice in ("none", "int4"))
     assert held < plain / 5
     assert len(answered(engine, folder, quantize="int4")) == 12
+    said = second_roundings(caplog)
+    assert [(entry["layer"], entry["stored"], entry["held"]) for entry in said] == [
+        (n, ["Q8_0"], "int4") for n in (0, 1)
+    ]
+    weight = model.get_submodule("model.layers.1.mlp.down_proj").weight.detach()
+    rounded = quantise(weight, "int4").dequantise(slice(None), torch.float32)
+    share = float((rounded - weight).norm() / weight.norm())
+    assert said[1]["changed"]["mlp.down_proj"] == f"{share:.2%}"
+    assert 0.05 < share < 0.12
+
+
+def test_what_is_stored_as_plain_numbers_is_rounded_once(
+    llama: Path, engine: TorchEngine, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level("INFO", "vramancer.engine")
+    answered(engine, llama, quantize="int4")
+    assert caplog.records and not second_roundings(caplog)
 
 
 def test_text_goes_in_and_comes_out_as_with_the_tokenizer_that_the_file_was_made_of(tmp_path: Path):

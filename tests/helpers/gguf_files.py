@@ -34,7 +34,9 @@ def write_gguf(
     _add_config(writer, model.config)
     _add_tokenizer(writer, model.config.vocab_size)
     for key, value in (metadata or {}).items():
-        writer.add_key_value(key, value, _type_of(value))
+        writer.kv_data[0].pop(key, None)
+        if value is not None:
+            writer.add_key_value(key, value, gguf.GGUFValueType.get_type(value))
     _add_tensors(writer, model, architecture, kind, np.random.default_rng(seed))
     for name, values in (extra or {}).items():
         writer.add_tensor(name, values)
@@ -43,10 +45,6 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return model
-
-
-def _type_of(value: Any) -> gguf.GGUFValueType:
-    return gguf.GGUFValueType.get_type(value)
 
 
 def _add_config(writer: gguf.GGUFWriter, config: Any) -> None:

@@ -17,6 +17,8 @@ from typing import Any, Final
 
 import torch
 import transformers
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 from transformers.integrations.gguf.gguf_tokenizer_mapping import convert_gguf_tokenizer, get_gguf_tokenizer
 from transformers.modeling_gguf_pytorch_utils import TensorProcessor, get_gguf_hf_weights_map
@@ -60,6 +62,9 @@ _LLAMA3_ROPE: Final = {
     "original_max_position_embeddings": 8192,
 }
 """The one way of stretching positions that files hold as a tensor; it is believed only where it gives that tensor."""
+_WHOLE_WORDS: Final = ("llama3", "llama-v3", "llama-bpe", "tekken")
+"""tokenizer.ggml.pre of vocabularies that take a word which is a token as it is, and begin every text with BOS unless
+they say otherwise: not written in the file, but what llama.cpp does by these names."""
 _STOPS: Final = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
@@ -215,8 +220,22 @@ def _write_tokenizer(folder: Path, path: Path) -> None:
     try:
         kind, parts, settings = get_gguf_tokenizer(str(path))
         tokenizer, _ = convert_gguf_tokenizer(kind, parts)
+        if parts.get("pre_tokenizer_type") in _WHOLE_WORDS:
+            tokenizer.model.ignore_merges = True
+            settings.setdefault("add_bos_token", True)
+        ends = {name: settings[f"{name}_token"] for name in ("bos", "eos") if settings.pop(f"add_{name}_token", False)}
+        if any(ends.values()):
+            tokenizer.post_processor = _with_ends(tokenizer, **ends)
         tokenizer.save(str(folder / TOKENIZER_NAME))
     except Exception as error:  # whatever transformers makes of a stranger's vocabulary
         raise ModelError(f"The tokenizer in {path.name} cannot be read: {one_line(error)}.") from error
     settings = {name: value for name, value in settings.items() if value is not None}
     _write(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **settings})
+
+
+def _with_ends(tokenizer: Tokenizer, bos: str | None = None, eos: str | None = None) -> TemplateProcessing:
+    """What llama.cpp puts around every text by itself. Raises ValueError for a token that is not there."""
+    one = [part for part in (bos, "$A", eos) if part]
+    two = [part for part in (bos, "$A", eos, bos, "$B:1", eos) if part]
+    tokens = [(token, tokenizer.token_to_id(token)) for token in (bos, eos) if token]
+    return TemplateProcessing(single=one, pair=two, special_tokens=tokens)

@@ -161,6 +161,53 @@ def test_text_goes_in_and_comes_out_as_with_the_tokenizer_that_the_file_was_made
     assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == [original.eos_token_id, 7]
 
 
+def tokens_of(folder: Path, file: Path, text: str) -> list[str]:
+    tokenizer = AutoTokenizer.from_pretrained(unfold(file, folder))
+    return tokenizer.convert_ids_to_tokens(tokenizer.encode(text))
+
+
+@pytest.mark.parametrize(
+    ("metadata", "begins", "ends"),
+    [
+        ({}, False, False),
+        ({"tokenizer.ggml.add_bos_token": True}, True, False),
+        ({"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.add_eos_token": True}, True, True),
+        ({"tokenizer.ggml.pre": "llama-bpe"}, True, False),
+        ({"tokenizer.ggml.pre": "llama-bpe", "tokenizer.ggml.add_bos_token": False}, False, False),
+    ],
+)
+def test_texts_begin_and_end_as_the_file_says(tmp_path: Path, metadata: dict[str, Any], begins: bool, ends: bool):
+    path = tmp_path / "model.gguf"
+    write_gguf(path, metadata={"tokenizer.ggml.bos_token_id": 0, **metadata}, **TINY)
+    tokens = tokens_of(tmp_path / "shelf", path, "several machines")
+    assert (tokens[0] == "<|start|>", tokens[-1] == "<|end|>") == (begins, ends)
+
+
+def test_a_word_that_is_a_token_needs_no_merges_where_the_vocabulary_works_so(tmp_path: Path):
+    path, without = tmp_path / "model.gguf", {"tokenizer.ggml.merges": ["a n"], "tokenizer.ggml.bos_token_id": 0}
+    write_gguf(path, metadata={**without, "tokenizer.ggml.pre": "llama-bpe"}, **TINY)
+    assert tokens_of(tmp_path / "shelf", path, "several machines") == ["<|start|>", "several", "Ġmachines"]
+    write_gguf(path, metadata=without, **TINY)
+    assert tokens_of(tmp_path / "shelf", path, "several") == list("several")
+
+
+def test_a_sentencepiece_vocabulary_begins_with_its_start_and_falls_back_to_bytes(tmp_path: Path):
+    path = tmp_path / "model.gguf"
+    pieces = ["▁", "h", "e", "l", "o", "▁h", "ll", "▁he", "llo", "▁hello"]
+    words = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *pieces]
+    words += [f"<unused{number}>" for number in range(384 - len(words))]
+    kinds = [2, 3, 3] + [6] * 256 + [1] * (384 - 259)
+    vocabulary = {
+        "tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": words, "tokenizer.ggml.token_type": kinds,
+        "tokenizer.ggml.scores": [0.0] * 259 + [-float(rank) for rank in range(384 - 259)],
+        "tokenizer.ggml.unknown_token_id": 0, "tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.merges": None, "tokenizer.ggml.pre": None,
+    }  # fmt: skip
+    write_gguf(path, metadata=vocabulary, **TINY)
+    tokens = tokens_of(tmp_path / "shelf", path, "hello hé")
+    assert tokens == ["<s>", "▁hello", "▁h", "<0xC3>", "<0xA9>"]
+
+
 def test_what_was_made_once_is_kept_and_a_changed_file_is_another_model(tmp_path: Path):
     path = tmp_path / "model.gguf"
     write_gguf(path, **TINY)

@@ -29,8 +29,8 @@ MACOS_INFO = {
 }
 
 ASKED_FOR_VERSIONS = [
-    "filelock", "huggingface_hub", "numpy", "packaging", "pyyaml", "regex", "safetensors", "tokenizers", "torch",
-    "tqdm", "transformers", "vramancer",
+    "filelock", "gguf", "huggingface_hub", "numpy", "packaging", "pyyaml", "regex", "safetensors", "tokenizers",
+    "torch", "tqdm", "transformers", "vramancer",
 ]  # fmt: skip
 """transformers asks for the versions of these while it is imported; node.py for torch's and its own."""
 

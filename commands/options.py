@@ -73,7 +73,9 @@ def setting(flag: str, words: str, **more: Any) -> Any:
     return option(flag, words, envvar="VRM_" + flag.removeprefix("--").replace("-", "_").upper(), **more)
 
 
-Model = Annotated[str | None, setting("--model", "The model to serve.", metavar="ID|FOLDER", unset="the built-in one")]
+Model = Annotated[
+    str | None, setting("--model", "The model to serve.", metavar="ID|FOLDER|GGUF", unset="the built-in one")
+]
 Code = Annotated[str | None, setting("--code", "The pairing code that the master shows.", metavar="CODE")]
 Json = Annotated[bool, option("--json", "Write JSON to stdout.")]
 Detach = Annotated[bool, option("--detach", "Run in the background, and return when it answers.")]

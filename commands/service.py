@@ -214,9 +214,9 @@ def _written(context: typer.Context, parameter: Any, typed: Any) -> list[str]:
 
 
 def _model(typed: str) -> str:
-    """A folder as a whole path, a name of the hub as it is. Raises UsageError for a folder that is not there."""
+    """A folder or a GGUF file as a whole path, a name of the hub as it is. Raises UsageError for what is not there."""
     folder = Path(typed).expanduser()
-    if folder.is_dir():
+    if folder.is_dir() or folder.is_file():
         return str(folder.absolute())
     if typed.startswith((".", "~")) or folder.is_absolute():
         raise UsageError(f"There is no folder '{typed}'.", hint="Name a folder with a model, or one on the hub.")

@@ -29,6 +29,7 @@ from transport.pairing import CLUSTER_PREFIX_DIGITS, PairingDesk
 from transport.types import Address, NodeFacts, NodeId, Peer, Versions
 from vramancer_cli.engine.torch_engine import TorchEngine
 from vramancer_cli.errors import UsageError
+from vramancer_cli.models import catalog
 from vramancer_cli.models.facts import ModelFacts
 from vramancer_cli.models.weight_files import WeightFile
 from vramancer_cli.planning.facts import PlanSettings
@@ -209,7 +210,8 @@ def _weight_source(
 async def _choose_model(
     settings: NodeSettings, engine: TorchEngine, device: DeviceThread, on_download: Progress
 ) -> _Chosen:
-    source, location, folder = await store.locate_choice(settings.model, _shelf(settings), on_download)
+    model = await _as_folder(settings, engine, device)
+    source, location, folder = await store.locate_choice(model, _shelf(settings), on_download)
     name = folder.name if source == "folder" else location
     ref = ModelRef(name, source, location, await device.run(lambda: engine.digest(folder)))
     facts: ModelFacts = await device.run(lambda: engine.model_facts(folder, ref))
@@ -218,6 +220,15 @@ async def _choose_model(
         log.get("node").warning("the model's own context is shorter", asked=asked_tokens, context=facts.context_tokens)
     files = await device.run(lambda: engine.weight_files(folder))
     return _Chosen(folder, facts, files, min(asked_tokens, facts.context_tokens))
+
+
+async def _as_folder(settings: NodeSettings, engine: TorchEngine, device: DeviceThread) -> str | None:
+    """`--model`; of a GGUF file, the folder that is made of it."""
+    if settings.model is None or not catalog.names_gguf(settings.model):
+        return settings.model
+    file, shelf = Path(settings.model), (settings.cache_folder or settings.state_folder) / "gguf"
+    folder: Path = await device.run(lambda: engine.unfold(file, shelf))
+    return str(folder)
 
 
 def _announced(credentials: Credentials, node_port: int, api_port: int) -> Peer:

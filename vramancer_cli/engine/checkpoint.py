@@ -1,7 +1,7 @@
-"""A checkpoint folder: config.json and safetensors headers, checked, and single tensors read by their byte range.
+"""A checkpoint folder: config.json and the headers of its weight files, checked; a table of tensors to be read later.
 
-Tensors are read into memory of their own, not mapped: a mapped tensor would be outside the memory limit and would end
-the process if the file shrank. Must never import transformers.
+A weight file is safetensors, or GGUF where its first bytes say so; a folder made of a GGUF file (`gguf_folder`) names
+it in gguf.json. Must never import transformers.
 
 Format: https://huggingface.co/docs/safetensors (8 bytes little-endian header length, JSON header, data).
 """
@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 import torch
 
-from vramancer_cli.engine.tensors import byte_view
+from vramancer_cli.engine.gguf_file import is_gguf, read_head
+from vramancer_cli.engine.gguf_tensor import tensors_in
+from vramancer_cli.engine.stored_tensor import StoredTensor
 from vramancer_cli.errors import ModelError
 from vramancer_cli.models import folder as model_folder
 from vramancer_cli.models.folder import one_line
@@ -29,55 +31,19 @@ MAX_TENSORS: Final = 500_000
 MAX_FILES: Final = 10_000
 _MAX_DIMENSIONS: Final = 16
 _MAX_ELEMENTS: Final = 2**60
-_COMPARED_BYTES: Final = 1 << 20
 INDEX_NAME: Final = "model.safetensors.index.json"
 SINGLE_NAME: Final = "model.safetensors"
+GGUF_NAME: Final = "gguf.json"
+"""In a folder made of a GGUF file: where that lies, and the SHA-256 of its head. So a stranger's folder cannot make us
+read a file that he does not know."""
+GGUF_NAMES: Final = "gguf_names"
+"""In config.json: name in the GGUF file -> name in transformers."""
 
 _STORED_DTYPES: Final = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 _PICKLE_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """Where one tensor lies: `start` and `size_bytes` within `path`."""
-
-    name: str
-    path: Path
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    start: int
-    size_bytes: int
-
-    def read(self) -> torch.Tensor:
-        """A new CPU tensor with these bytes, and no other byte of the file read. Raises ModelError."""
-        tensor = torch.empty(self.shape, dtype=self.dtype)
-        with self.path.open("rb", buffering=0) as file:
-            file.seek(self.start)
-            view = byte_view(tensor)
-            while view:
-                count = file.readinto(view)
-                if not count:
-                    raise ModelError(f"{self.path.name} became shorter while it was read.")
-                view = view[count:]
-        return tensor
-
-    def same_bytes(self, other: StoredTensor) -> bool:
-        """Whether both hold the same values, compared piece by piece."""
-        if (self.dtype, self.shape) != (other.dtype, other.shape):
-            return False
-        with self.path.open("rb") as mine, other.path.open("rb") as theirs:
-            mine.seek(self.start)
-            theirs.seek(other.start)
-            pieces = range(0, self.size_bytes, _COMPARED_BYTES)
-            sizes = (min(_COMPARED_BYTES, self.size_bytes - first) for first in pieces)
-            return all(mine.read(size) == theirs.read(size) for size in sizes)
-
-    def __getitem__(self, index: Any) -> torch.Tensor:
-        """What transformers' weight conversion asks of a lazy tensor: `stored[...]`."""
-        return self.read()[index]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +64,9 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     digest = hashlib.sha256(config_bytes)
     tensors: dict[str, StoredTensor] = {}
     for path in weight_files(folder):
-        header_bytes = _read_header(path)
+        header_bytes, found = _gguf_tensors(path, config) if is_gguf(path) else _safetensors(path)
         digest.update(header_bytes)
-        for tensor in _parse_header(path, header_bytes):
+        for tensor in found:
             if tensors.setdefault(tensor.name, tensor) is not tensor:
                 raise ModelError(f"{path.name} holds '{one_line(tensor.name)}', which another file holds too.")
         if len(tensors) > MAX_TENSORS:
@@ -110,15 +76,16 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
 def measured_files(folder: Path) -> tuple[WeightFile, ...]:
     """The weight files in the order in which the digest takes their headers. Raises ModelError."""
-    paths = weight_files(folder)
-    return tuple(WeightFile(path, path.stat().st_size, 8 + len(_read_header(path))) for path in paths)
+    return tuple(WeightFile(path, path.stat().st_size, _head_bytes(path)) for path in weight_files(folder))
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that make up the model, by name: those that the index lists; without one, the single file.
+    """The files that make up the model: the GGUF file that the folder was made of; else .safetensors files by name.
 
-    Without either, all in the folder.
+    Of these, those that the index lists; without one, the single file; without either, all in the folder.
     """
+    if (folder / GGUF_NAME).is_file():
+        return [_pointed_at(folder / GGUF_NAME)]
     index, single = folder / INDEX_NAME, folder / SINGLE_NAME
     paths = _indexed_files(index) if index.is_file() else _files_in(folder)
     if single in paths and not index.is_file():  # others beside it are the same weights in another form
@@ -126,6 +93,19 @@ def weight_files(folder: Path) -> list[Path]:
     if not paths:
         raise _no_weights(folder)
     return paths
+
+
+def _pointed_at(pointer: Path) -> Path:
+    match model_folder.read_json(pointer):
+        case {"path": str(named), "head_sha256": str(sha256)}:
+            path = Path(named)
+        case _:
+            raise ModelError(f"{pointer.name} does not say where the GGUF file is.")
+    if not path.is_file():
+        raise ModelError(f"The GGUF file is not at {one_line(path)} any more.", hint="Give --model its place now.")
+    if not is_gguf(path) or hashlib.sha256(read_head(path).head).hexdigest() != sha256:
+        raise ModelError(f"{one_line(path.name)} is not the file any more that it was.", hint="Start with it again.")
+    return path
 
 
 def _files_in(folder: Path) -> list[Path]:
@@ -176,6 +156,25 @@ def _inside(folder: Path, name: str) -> Path:
         raise ModelError(sentence, hint="Download the model again.")
     model_folder.refuse_outside(folder, path)
     return path
+
+
+def _head_bytes(path: Path) -> int:
+    return len(read_head(path).head) if is_gguf(path) else 8 + len(_read_header(path))
+
+
+def _gguf_tensors(path: Path, config: dict[str, Any]) -> tuple[bytes, Iterator[StoredTensor]]:
+    names = config.get(GGUF_NAMES)
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise ModelError(
+            f"{one_line(path.name)} is a GGUF file inside a model's folder.", hint="Give --model the .gguf file itself."
+        )
+    head = read_head(path)
+    return head.head, tensors_in(head, config, names)
+
+
+def _safetensors(path: Path) -> tuple[bytes, list[StoredTensor]]:
+    header_bytes = _read_header(path)
+    return header_bytes, _parse_header(path, header_bytes)
 
 
 def _read_header(path: Path) -> bytes:

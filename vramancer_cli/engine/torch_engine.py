@@ -18,6 +18,7 @@ from vramancer_cli.engine import devices, tensors, weights
 from vramancer_cli.engine.boundary import Boundary
 from vramancer_cli.engine.checkpoint import measured_files
 from vramancer_cli.engine.ends import TorchEnds, load_ends
+from vramancer_cli.engine.gguf_folder import unfold
 from vramancer_cli.engine.heap import giving_back
 from vramancer_cli.engine.memory import MemoryBudget
 from vramancer_cli.engine.ranges import stage_ranges
@@ -59,6 +60,10 @@ class TorchEngine:
     def layer_tokens(self) -> int:
         """(layer, token) pairs executed since start; written on the device's thread, safe to read from any."""
         return self._layer_tokens
+
+    def unfold(self, gguf_file: Path, shelf: Path) -> Path:
+        """A model folder for a GGUF file, kept on `shelf`. Raises ModelError."""
+        return unfold(gguf_file, shelf)
 
     def digest(self, folder: Path) -> str:
         """ModelRef.digest of the checkpoint. Raises ModelError."""

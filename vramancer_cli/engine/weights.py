@@ -27,13 +27,18 @@ from transformers.utils import logging as transformers_logging
 from transport.messages import ModelRef
 from transport.types import WeightFormat
 from vramancer_cli.engine import architecture
-from vramancer_cli.engine.checkpoint import Checkpoint, StoredTensor, open_checkpoint
+from vramancer_cli.engine.checkpoint import Checkpoint, open_checkpoint
 from vramancer_cli.engine.devices import empty_cache
 from vramancer_cli.engine.quant_layer import quantisable, quantise_layer
+from vramancer_cli.engine.quant_linear import rounding_errors
+from vramancer_cli.engine.stored_tensor import StoredTensor
 from vramancer_cli.engine.tensors import DTYPES
 from vramancer_cli.engine.trace import Trace, trace_layers
 from vramancer_cli.errors import ModelError
 from vramancer_cli.models.facts import ModelFacts
+from vramancer_cli.telemetry import log
+
+_log = log.get("engine")
 
 Progress = Callable[[int, int], None]
 
@@ -143,6 +148,7 @@ def load_into(
     for layer, group in owned.items():
         missing &= _load_group(model, group, mapping, device)
         if layer is not None and quantize != "none":
+            _log_second_rounding(layers[layer], layer, group, quantize)
             quantise_layer(layers[layer], quantize)
             empty_cache(device)
         loaded_bytes += sum(tensor.size_bytes for tensor in group)
@@ -150,6 +156,16 @@ def load_into(
     _tie(model, missing)
     architecture.fill_buffers(model, device)
     _refuse_unfilled(model)
+
+
+def _log_second_rounding(
+    module: torch.nn.Module, layer: int, group: Iterable[StoredTensor], quantize: WeightFormat
+) -> None:
+    """Weights that the checkpoint holds in blocks of its own are rounded anew: say what that changes."""
+    stored = sorted({tensor.packed_as for tensor in group} - {""})
+    if stored:
+        errors = {name: f"{error:.2%}" for name, error in rounding_errors(module, quantize).items()}
+        _log.info("weights rounded a second time", layer=layer, stored=stored, held=quantize, changed=errors)
 
 
 def _load_group(
@@ -160,7 +176,8 @@ def _load_group(
 ) -> set[str]:
     """Load some tensors; gives the names that the model still misses."""
     load = LoadStateDictConfig(dtype=model.dtype, device_map={"": device}, weight_mapping=mapping)  # pyright: ignore[reportArgumentType]  # a list of either kind
-    info, _ = convert_and_load_state_dict_in_model(model, {tensor.name: tensor for tensor in group}, load)
+    stored = {tensor.name: tensor.read_as(model.dtype) for tensor in group}
+    info, _ = convert_and_load_state_dict_in_model(model, stored, load)
     wrong = [str(entry[0]) for entry in info.mismatched_keys] + list(info.conversion_errors)
     if wrong:
         raise _wrong_shape(sorted(wrong)[0])

@@ -1,4 +1,4 @@
-"""Which model a person means: the built-in one, a folder, or a name on the hub.
+"""Which model a person means: the built-in one, a folder, a GGUF file, or a name on the hub.
 
 Pure but for one look at whether a folder exists; nothing is opened here. Never torch, transformers, sockets.
 """
@@ -25,6 +25,11 @@ def builtin_folder() -> Path:
     return Path(__file__).parent / "guide"
 
 
+def names_gguf(model: str | None) -> bool:
+    """Whether `--model` is a GGUF file: it becomes a folder before anything else is done with it."""
+    return model is not None and model.lower().endswith(".gguf") and not Path(model).is_dir()
+
+
 def classify(model: str | None) -> tuple[ModelSource, str]:
     """`--model` as given: its source, and its location (a name, or a folder as typed).
 
@@ -38,7 +43,7 @@ def classify(model: str | None) -> tuple[ModelSource, str]:
         return "hub", model
     raise ModelError(
         f"'{model}' is neither a folder nor the name of a model on the hub.",
-        hint=f"Give a folder, 'org/name' or 'org/name@revision', or leave --model out for '{BUILTIN_NAME}'.",
+        hint=f"Give a folder, a .gguf file, 'org/name' or 'org/name@revision'; without --model it is '{BUILTIN_NAME}'.",
     )
 
 

@@ -41,7 +41,8 @@ def check_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise ModelError(f"There is no folder {folder}.")
     if not (folder / "config.json").is_file():
-        raise ModelError(f"No model in '{folder}': it has no config.json.")
+        hint = "Give --model the .gguf file itself." if any(folder.glob("*.gguf")) else ""
+        raise ModelError(f"No model in '{folder}': it has no config.json.", hint=hint)
     for path in (*folder.iterdir(), *(folder / _TEMPLATES_FOLDER).glob("*")):
         if path.suffix in _READ_SUFFIXES and path.exists():
             _check_small(folder, path)

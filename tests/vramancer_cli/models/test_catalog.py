@@ -40,6 +40,13 @@ def test_org_and_name_is_the_hub(model: str) -> None:
     assert catalog.classify(model) == ("hub", model)
 
 
+def test_a_gguf_file_is_told_by_its_name_unless_it_is_a_folder(tmp_path: Path) -> None:
+    assert catalog.names_gguf("org/model.Q8_0.GGUF") and catalog.names_gguf("model.gguf")
+    assert not catalog.names_gguf(None) and not catalog.names_gguf("org/model-gguf")
+    (tmp_path / "folder.gguf").mkdir()
+    assert not catalog.names_gguf(str(tmp_path / "folder.gguf"))
+
+
 @pytest.mark.parametrize("model", ["", "llama", "org/na me", "org/näme", "-org/name"])
 def test_anything_else_is_refused_with_a_hint(model: str) -> None:
     with pytest.raises(ModelError) as caught:

@@ -35,6 +35,13 @@ def test_no_folder_and_no_config_are_named(tmp_path: Path) -> None:
         model_folder.check_folder(tmp_path)
 
 
+def test_who_names_the_folder_of_a_gguf_file_is_told_to_name_the_file(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").touch()
+    with pytest.raises(ModelError) as caught:
+        model_folder.check_folder(tmp_path)
+    assert ".gguf file itself" in caught.value.hint
+
+
 @pytest.mark.parametrize("name", model_folder.CODE_CONFIGS)
 def test_code_is_refused_whichever_config_names_it(good: Path, name: str) -> None:
     hostile.brings_code(name)(good)

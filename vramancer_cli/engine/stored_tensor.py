@@ -1,0 +1,71 @@
+"""One tensor of a checkpoint file, read by its byte range when it is asked for.
+
+Read into memory of its own, not mapped: a mapped tensor would be outside the memory limit and would end the process
+if the file shrank. Must never import transformers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from vramancer_cli.engine.tensors import byte_view
+from vramancer_cli.errors import ModelError
+
+_COMPARED_BYTES: Final = 1 << 20
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where one tensor lies: `start` and `size_bytes` within `path`."""
+
+    name: str
+    path: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    size_bytes: int
+
+    def read(self) -> torch.Tensor:
+        """A new CPU tensor with these bytes, and no other byte of the file read. Raises ModelError."""
+        tensor = torch.empty(self.shape, dtype=self.dtype)
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self.start)
+            self.fill(byte_view(tensor), file)
+        return tensor
+
+    def fill(self, view: memoryview, file: FileIO) -> None:
+        """The file's next bytes into all of `view`. Raises ModelError."""
+        while view:
+            count = file.readinto(view)
+            if not count:
+                raise ModelError(f"{self.path.name} became shorter while it was read.")
+            view = view[count:]
+
+    def read_as(self, dtype: torch.dtype) -> StoredTensor:
+        """Whose `read` gives `dtype` where there is a choice: what is stored in a float dtype is read as it is."""
+        return self
+
+    @property
+    def packed_as(self) -> str:
+        """The name of the format whose blocks are stored; "" for plain numbers."""
+        return ""
+
+    def same_bytes(self, other: StoredTensor) -> bool:
+        """Whether both hold the same values, compared piece by piece."""
+        if (self.dtype, self.shape, self.size_bytes) != (other.dtype, other.shape, other.size_bytes):
+            return False
+        with self.path.open("rb") as mine, other.path.open("rb") as theirs:
+            mine.seek(self.start)
+            theirs.seek(other.start)
+            pieces = range(0, self.size_bytes, _COMPARED_BYTES)
+            sizes = (min(_COMPARED_BYTES, self.size_bytes - first) for first in pieces)
+            return all(mine.read(size) == theirs.read(size) for size in sizes)
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        """What transformers' weight conversion asks of a lazy tensor: `stored[...]`."""
+        return self.read()[index]

@@ -100,7 +100,8 @@ def _fill(folder: Path, head: GgufHead) -> None:
     config = _config(head)
     _write(folder / "config.json", config)
     _write(folder / "config.json", config | {GGUF_NAMES: _names(folder, head, config)})
-    stops = [head.metadata[key] for name in _STOPS if (key := f"tokenizer.ggml.{name}") in head.metadata]
+    named = (head.metadata.get(f"tokenizer.ggml.{name}") for name in _STOPS)
+    stops = [number for number in named if isinstance(number, int)]
     _write(folder / "generation_config.json", {"eos_token_id": stops} if stops else {})
     _write_tokenizer(folder, head.path)
 
@@ -170,7 +171,7 @@ def _refuse_other_rope(head: GgufHead, config: transformers.PretrainedConfig) ->
     """Whether transformers computes from the config what the file says."""
     for tensor in tensors_in(head, {}, {_ROPE_FACTORS: _ROPE_FACTORS}):
         frequencies, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
-        head_dim: Any = getattr(config, "head_dim", None)
+        head_dim: Any = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         base: Any = getattr(config, "rope_parameters", {}).get("rope_theta")
         plain = base ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
         factors = tensor.read().float()

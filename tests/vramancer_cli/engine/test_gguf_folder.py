@@ -151,7 +151,7 @@ def test_what_is_stored_as_plain_numbers_is_rounded_once(
 
 def test_text_goes_in_and_comes_out_as_with_the_tokenizer_that_the_file_was_made_of(tmp_path: Path):
     path = tmp_path / "model.gguf"
-    write_gguf(path, metadata={"tokenizer.ggml.eot_token_id": 7}, **TINY)
+    write_gguf(path, metadata={"tokenizer.ggml.eot_token_id": 7, "tokenizer.ggml.eom_token_id": [7]}, **TINY)
     folder = unfold(path, tmp_path / "shelf")
     original, read = make_tokenizer(), AutoTokenizer.from_pretrained(folder)
     for text in ("several machines", "  zwei  Wörter\n", "<|start|>user<|end|>", "12 ½ 日本"):
@@ -250,6 +250,11 @@ def test_a_worker_gets_its_layers_out_of_the_file(tmp_path: Path, engine: TorchE
         ("one of several files", {"metadata": {"split.count": 3}}),
         ("stretches positions by 'yarn'", {"metadata": {"llama.rope.scaling.type": "yarn"}}),
         ("no single number for 'vocab_size'", {"metadata": {"llama.vocab_size": [3, 4]}}),
+        ("no single number for 'num_key_value_heads'", {"metadata": {"llama.attention.head_count_kv": [2, 2]}}),
+        (
+            "stretches positions in a way",
+            {"family": "qwen2", "extra": {"rope_freqs.weight": np.linspace(1, 3, 4, dtype=np.float32)}},
+        ),
         ("has no place", {"extra": {"blk.0.ffn_gate_inp.weight": np.zeros((4, 64), np.float32)}}),
         ("stretches positions in a way", {"extra": {"rope_freqs.weight": np.linspace(1, 3, 4, dtype=np.float32)}}),
         ("scales its attention", {"family": "gemma2", "head_dim": 128, "num_attention_heads": 2, "sliding_window": 16}),

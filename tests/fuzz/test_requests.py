@@ -61,8 +61,9 @@ def test_raw_requests_follow_from_seed_and_number_and_reach_every_kind() -> None
 
 def test_more_memory_or_descriptors_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "SETTLE_S", 0.0)
-    before = Footprint(100, 10, 3)
-    for after, fine in ((Footprint(109, 12, 9), True), (Footprint(111, 10, 3), False), (Footprint(100, 40, 3), False)):
+    before, kept = Footprint(100, 10, 3), server.KEPT_BYTES
+    fine_ones = {Footprint(109 + kept, 12, 9): True, Footprint(111 + kept, 10, 3): False, Footprint(100, 40, 3): False}
+    for after, fine in fine_ones.items():
         monkeypatch.setattr(server.Server, "footprint", lambda _, after=after: after)
         running = server.Server("", 0, "", None)  # type: ignore[arg-type]
         if fine:

@@ -48,7 +48,9 @@ class WeightSource:
         self._lock = threading.Lock()
         self._unkept = 0
         self._log = log.get("weights")
-        self._records = self._open_records(shelf)
+        self._shelf = shelf
+        self._asked = False
+        self._records: PieceRecords | None = None  # opened for the first who asks: most heads leave no file behind
 
     def serve(self, asker: NodeId, request: Message, answer: Answer) -> None:
         """See `contracts.BulkSource`. Raises RemoteProtocolError for a range outside the files."""
@@ -122,6 +124,8 @@ class WeightSource:
 
     def _remembered(self, key: PieceKey) -> bytes | None:
         with self._lock:
+            if not self._asked:
+                self._asked, self._records = True, self._open_records(self._shelf)
             return self._records.get(key) if self._records else None
 
     def _remember(self, key: PieceKey, sha256: bytes) -> None:

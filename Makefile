@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 SOURCES := transport vramancer_cli commands build_scripts bench fuzz tests
 
 .PHONY: setup demo families test properties check format model report fuzz quality binary smoke wheel test-wheel clean
-.PHONY: bench-binary bench-bulk bench-load bench-quant
+.PHONY: bench-binary bench-bulk bench-context bench-load bench-quant bench-threads
 
 setup: $(READY)
 
@@ -86,6 +86,14 @@ bench-bulk: $(READY)
 
 bench-load: $(READY)
 	@$(BIN)/python -m bench.load_memory
+
+# Decode speed by how long the context is and how its blocks lie, as ratios.
+bench-context: $(READY)
+	@$(BIN)/python -m bench.context
+
+# CPU threads that sleep while they wait, against threads that spin.
+bench-threads: $(READY)
+	@$(BIN)/python -m bench.threads
 
 # The wheel and the source archive, in dist/.
 wheel: $(READY)

@@ -84,7 +84,12 @@ def clean(
         return
     doomed = [runtime for runtime in runtimes.runtimes(folder, _current()) if everything or not runtime.current]
     removed = [runtime for runtime in doomed if runtimes.remove(folder, runtime.name)]
-    _tell(folder, removed, [runtime for runtime in doomed if runtime not in removed], as_json=as_json)
+    busy = [runtime for runtime in doomed if runtime not in removed]
+    if as_json:
+        write_json(_outcome(folder, [runtime.name for runtime in removed], [runtime.name for runtime in busy]))
+        return
+    freed_bytes = sum(runtime.size_bytes for runtime in removed)
+    _tell(plural(len(removed), "runtime"), freed_bytes, [f"{r.name} is in use, and was kept." for r in busy])
 
 
 def _clean_weights(shelf: Path, *, as_json: bool) -> None:
@@ -92,26 +97,22 @@ def _clean_weights(shelf: Path, *, as_json: bool) -> None:
     removed = [model for model in doomed if kept_weights.remove(shelf, model.digest)]
     busy = [model for model in doomed if model not in removed]
     if as_json:
-        names: dict[str, Any] = {"removed": [m.digest for m in removed], "in_use": [m.digest for m in busy]}
-        write_json({"folder": str(shelf), **names})
+        write_json(_outcome(shelf, [model.digest for model in removed], [model.digest for model in busy]))
         return
-    freed = size(sum(model.size_bytes for model in removed))
-    out().print(f"Weights of {plural(len(removed), 'model')} removed, {freed} freed.", markup=False)
-    for model in busy:
-        out().print(f"Those of {_model_name(model)} are in use, and were kept.", markup=False)
+    _tell(
+        f"Weights of {plural(len(removed), 'model')}",
+        sum(model.size_bytes for model in removed),
+        [f"Those of {_model_name(model)} are in use, and were kept." for model in busy],
+    )
 
 
-def _tell(folder: Path, removed: list[Unpacked], kept: list[Unpacked], *, as_json: bool) -> None:
-    if as_json:
-        names: dict[str, Any] = {
-            "removed": [runtime.name for runtime in removed], "in_use": [runtime.name for runtime in kept],
-        }  # fmt: skip
-        write_json({"folder": str(folder), **names})
-        return
-    freed = size(sum(runtime.size_bytes for runtime in removed))
-    out().print(f"{plural(len(removed), 'runtime')} removed, {freed} freed.", markup=False)
-    for runtime in kept:
-        out().print(f"{runtime.name} is in use, and was kept.", markup=False)
+def _outcome(folder: Path, removed: list[str], in_use: list[str]) -> dict[str, Any]:
+    return {"folder": str(folder), "removed": removed, "in_use": in_use}
+
+
+def _tell(removed: str, freed_bytes: int, sentences: list[str]) -> None:
+    for sentence in (f"{removed} removed, {size(freed_bytes)} freed.", *sentences):
+        out().print(sentence, markup=False)
 
 
 def _current() -> str | None:
@@ -120,9 +121,7 @@ def _current() -> str | None:
 
 
 def _table(found: list[Unpacked]) -> Table:
-    table = Table(box=None, pad_edge=True)
-    for heading in ("runtime", "size", "version", "state"):
-        table.add_column(heading, justify="right" if heading == "size" else "left")
+    table = _headed("runtime", "size", "version", "state")
     for runtime in found:
         version = "this one" if runtime.current else "another"
         table.add_row(runtime.name, size(runtime.size_bytes), version, "in use" if runtime.in_use else "idle")
@@ -130,12 +129,17 @@ def _table(found: list[Unpacked]) -> Table:
 
 
 def _weights_table(kept: list[Kept]) -> Table:
-    table = Table(box=None, pad_edge=True)
-    for heading in ("weights of", "size", "digest", "state"):
-        table.add_column(heading, justify="right" if heading == "size" else "left")
+    table = _headed("weights of", "size", "digest", "state")
     for model in kept:
         state = "in use" if model.in_use else "idle"
         table.add_row(Text(_model_name(model)), size(model.size_bytes), model.digest[:8], state)
+    return table
+
+
+def _headed(*headings: str) -> Table:
+    table = Table(box=None, pad_edge=True)
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading == "size" else "left")
     return table
 
 

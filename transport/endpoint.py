@@ -197,21 +197,13 @@ class Endpoint:
 
     def _greet_data(self, held: Held, expected: NodeId, on_closed: Closed) -> TlsDataSender:
         """On a thread. Closes the socket when it raises."""
-        try:
-            tls = _tls_of_thread(held, self._contexts.data_client, expected, ALPN_DATA)
-            return TlsDataSender.start(tls, self._hello, expected, on_closed, held.left_s)
-        except BaseException:
-            held.close()
-            raise
+        tls = _tls_of_thread(held, self._contexts.data_client, expected, ALPN_DATA)
+        return TlsDataSender.start(tls, self._hello, expected, on_closed, held.left_s)
 
     def _greet_bulk(self, held: Held, expected: NodeId) -> TlsBulkLink:
         """On a thread. Closes the socket when it raises."""
-        try:
-            tls = _tls_of_thread(held, self._contexts.bulk_client, expected, ALPN_BULK)
-            return TlsBulkLink.start(tls, self._hello, expected, held.left_s)
-        except BaseException:
-            held.close()
-            raise
+        tls = _tls_of_thread(held, self._contexts.bulk_client, expected, ALPN_BULK)
+        return TlsBulkLink.start(tls, self._hello, expected, held.left_s)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -223,11 +215,15 @@ class Endpoint:
 
 
 def _tls_of_thread(held: Held, context: ssl.SSLContext, expected: NodeId, protocol: str) -> ssl.SSLSocket:
-    """TLS for a link that blocking threads own. Raises OSError, RemoteProtocolError."""
-    held.say_data()
-    tls = held.start_tls(context, expected)
-    if tls.selected_alpn_protocol() != protocol:
-        raise RemoteProtocolError(f"it does not speak {protocol}.")
+    """TLS for a link that blocking threads own. Raises OSError, RemoteProtocolError, and then closes the socket."""
+    try:
+        held.say_data()
+        tls = held.start_tls(context, expected)
+        if tls.selected_alpn_protocol() != protocol:
+            raise RemoteProtocolError(f"it does not speak {protocol}.")
+    except BaseException:
+        held.close()
+        raise
     return tls
 
 

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tests.helpers.family_configs import VOCABULARY, tiny_config
 from tests.helpers.family_mechanisms import mechanisms
+from tests.helpers.greedy import greedy
 from tests.helpers.stepping import Driver, Request, even_ranges, make_plan
 from transport.messages import Step, StepRow
 from transport.types import LayerRange
@@ -144,23 +145,12 @@ def _well_separated(family: str, folder: Path) -> tuple[PreTrainedModel, list[li
     best = None
     for seed in range(SEEDS):
         model = make_family(folder, family, seed)
-        answers = [_greedy(model, prompt) for prompt in _prompts()]
+        answers = [greedy(model, prompt, NEW_TOKENS) for prompt in _prompts()]
         margin = min(margin for _, margin in answers)
         if margin > MARGIN:
             return model, [text for text, _ in answers], margin
         best = margin if best is None else max(best, margin)
     raise ValueError(f"no seed of {SEEDS} gives a margin over {MARGIN} (best {best})")
-
-
-def _greedy(model: PreTrainedModel, prompt: list[int]) -> tuple[list[int], float]:
-    """Whole passes without a cache: what the model is, not how it generates."""
-    tokens, margin = list(prompt), float("inf")
-    with torch.inference_mode():
-        for _ in range(NEW_TOKENS):
-            best = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1].topk(2)
-            margin = min(margin, float(best.values[0] - best.values[1]))
-            tokens.append(int(best.indices[0]))
-    return tokens[len(prompt) :], margin
 
 
 def _split(folder: Path, layers: int, reference: PreTrainedModel) -> tuple[bool, float]:

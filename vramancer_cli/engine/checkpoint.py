@@ -13,26 +13,24 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from vramancer_cli.engine.gguf_file import is_gguf, read_head
-from vramancer_cli.engine.gguf_tensor import tensors_in
 from vramancer_cli.engine.stored_tensor import StoredTensor
 from vramancer_cli.errors import ModelError
 from vramancer_cli.models import folder as model_folder
 from vramancer_cli.models.folder import one_line
-from vramancer_cli.models.weight_files import WeightFile
+from vramancer_cli.models.weight_files import INDEX_NAME, SINGLE_NAME, WeightFile, indexed_names, is_gguf, no_weights
+
+if TYPE_CHECKING:
+    from vramancer_cli.engine.gguf_file import GgufHead
 
 HEADER_MAX_BYTES: Final = 100_000_000
 MAX_TENSORS: Final = 500_000
 """In all files together; the largest models have some hundred thousand."""
-MAX_FILES: Final = 10_000
 _MAX_DIMENSIONS: Final = 16
 _MAX_ELEMENTS: Final = 2**60
-INDEX_NAME: Final = "model.safetensors.index.json"
-SINGLE_NAME: Final = "model.safetensors"
 GGUF_NAME: Final = "gguf.json"
 """In a folder made of a GGUF file: where that lies, and the SHA-256 of its head. So a stranger's folder cannot make us
 read a file that he does not know."""
@@ -43,7 +41,6 @@ _STORED_DTYPES: Final = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
-_PICKLE_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +84,11 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / GGUF_NAME).is_file():
         return [_pointed_at(folder / GGUF_NAME)]
     index, single = folder / INDEX_NAME, folder / SINGLE_NAME
-    paths = _indexed_files(index) if index.is_file() else _files_in(folder)
+    paths = [_inside(folder, name) for name in indexed_names(index)] if index.is_file() else _files_in(folder)
     if single in paths and not index.is_file():  # others beside it are the same weights in another form
         paths = [single]
     if not paths:
-        raise _no_weights(folder)
+        raise no_weights(one_line(folder.name), [path.name for path in folder.iterdir()])
     return paths
 
 
@@ -103,7 +100,7 @@ def _pointed_at(pointer: Path) -> Path:
             raise ModelError(f"{pointer.name} does not say where the GGUF file is.")
     if not path.is_file():
         raise ModelError(f"The GGUF file is not at {one_line(path)} any more.", hint="Give --model its place now.")
-    if not is_gguf(path) or hashlib.sha256(read_head(path).head).hexdigest() != sha256:
+    if not is_gguf(path) or hashlib.sha256(_gguf_head(path).head).hexdigest() != sha256:
         raise ModelError(f"{one_line(path.name)} is not the file any more that it was.", hint="Start with it again.")
     return path
 
@@ -124,27 +121,6 @@ def _read_config(folder: Path) -> bytes:
     return model_folder.read_small(path)
 
 
-def _no_weights(folder: Path) -> ModelError:
-    pickled = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLE_SUFFIXES)
-    if pickled:
-        sentence = f"{one_line(folder.name)} has its weights only as {one_line(pickled[0])}"
-        return ModelError(
-            f"{sentence}, a format that can run code when it is opened.",
-            hint="Use a version of the model with .safetensors files.",
-        )
-    return ModelError(f"{folder.name} has no .safetensors file.")
-
-
-def _indexed_files(index: Path) -> list[Path]:
-    weight_map = model_folder.read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise ModelError(f"{index.name} has no proper weight_map.")
-    names = sorted(set(weight_map.values()))
-    if len(names) > MAX_FILES:
-        raise ModelError(f"{index.name} names more than {MAX_FILES} files.")
-    return [_inside(index.parent, name) for name in names]
-
-
 def _inside(folder: Path, name: str) -> Path:
     """Names are judged as text before anything is touched by that name, and links by where they lead."""
     pure = PurePosixPath(name)
@@ -159,7 +135,13 @@ def _inside(folder: Path, name: str) -> Path:
 
 
 def _head_bytes(path: Path) -> int:
-    return len(read_head(path).head) if is_gguf(path) else 8 + len(_read_header(path))
+    return len(_gguf_head(path).head) if is_gguf(path) else 8 + len(_read_header(path))
+
+
+def _gguf_head(path: Path) -> GgufHead:
+    from vramancer_cli.engine.gguf_file import read_head  # only where there is GGUF: its library takes a while to load
+
+    return read_head(path)
 
 
 def _gguf_tensors(path: Path, config: dict[str, Any]) -> tuple[bytes, Iterator[StoredTensor]]:
@@ -168,7 +150,9 @@ def _gguf_tensors(path: Path, config: dict[str, Any]) -> tuple[bytes, Iterator[S
         raise ModelError(
             f"{one_line(path.name)} is a GGUF file inside a model's folder.", hint="Give --model the .gguf file itself."
         )
-    head = read_head(path)
+    from vramancer_cli.engine.gguf_tensor import tensors_in  # as above
+
+    head = _gguf_head(path)
     return head.head, tensors_in(head, config, names)
 
 

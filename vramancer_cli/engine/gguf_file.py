@@ -18,8 +18,8 @@ import gguf
 
 from vramancer_cli.errors import ModelError
 from vramancer_cli.models.folder import one_line
+from vramancer_cli.models.weight_files import GGUF_MAGIC as MAGIC
 
-MAGIC: Final = b"GGUF"
 HEAD_MAX_BYTES: Final = 100_000_000
 """Vocabularies lie in the head; the largest in practice are some 15 MB."""
 MAX_VALUES: Final = 4_000_000
@@ -68,12 +68,6 @@ class GgufHead:
     head: bytes
     metadata: dict[str, Any]
     entries: tuple[GgufEntry, ...]
-
-
-def is_gguf(path: Path) -> bool:
-    """Whether the file begins as GGUF, whatever its name is. (A safetensors header would be 1.1 GB long.)"""
-    with path.open("rb") as file:
-        return file.read(len(MAGIC)) == MAGIC
 
 
 def read_head(path: Path) -> GgufHead:

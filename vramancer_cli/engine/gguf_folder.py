@@ -30,6 +30,7 @@ from vramancer_cli.engine.gguf_file import GgufArray, GgufHead, read_head
 from vramancer_cli.engine.gguf_tensor import tensors_in
 from vramancer_cli.errors import ModelError
 from vramancer_cli.models.folder import TOKENIZER_NAME, one_line
+from vramancer_cli.models.weight_files import USE_SAFETENSORS
 
 ARCHITECTURES: Final = {
     "llama": "llama",  # Mistral's files too
@@ -119,7 +120,7 @@ def _config(head: GgufHead) -> dict[str, Any]:
         raise ModelError(
             f"{head.path.name} holds a model of the architecture '{one_line(kind)}', which VRAMancer cannot read as "
             f"GGUF yet; it reads {', '.join(ARCHITECTURES)}.",
-            hint="Use a version of the model with .safetensors files.",
+            hint=USE_SAFETENSORS,
         )
     _refuse_left_out(head, kind)
     of_family = {**GGUF_CONFIG_MAPPING[kind], **_MORE_KEYS}
@@ -157,7 +158,7 @@ def _refuse_left_out(head: GgufHead, kind: str) -> None:
     if scaling != "none":
         raise ModelError(
             f"{head.path.name} stretches positions by '{one_line(scaling)}', which VRAMancer cannot read as GGUF yet.",
-            hint="Use a version of the model with .safetensors files.",
+            hint=USE_SAFETENSORS,
         )
 
 
@@ -178,7 +179,7 @@ def _refuse_other_rope(head: GgufHead, config: transformers.PretrainedConfig) ->
         if factors.shape != plain.shape or not torch.allclose(plain / factors, frequencies, rtol=1e-4):
             raise ModelError(
                 f"{head.path.name} stretches positions in a way that VRAMancer cannot read as GGUF yet.",
-                hint="Use a version of the model with .safetensors files.",
+                hint=USE_SAFETENSORS,
             )
 
 
@@ -199,7 +200,7 @@ def _names(folder: Path, head: GgufHead, config: dict[str, Any]) -> dict[str, st
     if strange:
         raise ModelError(
             f"{head.path.name} holds '{one_line(min(strange))}', for which '{config['model_type']}' has no place.",
-            hint="Use a version of the model with .safetensors files.",
+            hint=USE_SAFETENSORS,
         )
     return {name: known[name] for name in own if name in known}
 
@@ -210,7 +211,7 @@ def _refuse_unsaid_scale(head: GgufHead, config: transformers.PretrainedConfig) 
     if scalar is not None and scalar != getattr(config, "head_dim", None):
         raise ModelError(
             f"{head.path.name} does not say how this size of '{config.model_type}' scales its attention.",
-            hint="Use a version of the model with .safetensors files.",
+            hint=USE_SAFETENSORS,
         )
 
 

@@ -18,9 +18,9 @@ _AT_ONCE_ELEMENTS = 1 << 17
 """Weights rounded at once: their float32 copies stay within a processor's cache."""
 _REFITS = 2
 """Rounds of least squares for each int4 group. Two more would take as long again, for 1 % less error."""
-_SMALLEST = 1e-20
+SMALLEST = 1e-20
 """Scale of a group, and of a row, that holds only zeros."""
-_INT8_LIMIT = 127
+INT8_LIMIT = 127
 _INT4_MIDDLE = 8
 
 
@@ -77,7 +77,7 @@ def quantise(weight: torch.Tensor, quantize: WeightFormat) -> QuantisedWeight:
 
 def quantise_int8(weight: torch.Tensor) -> Int8Weight:
     """Per output, by the largest magnitude: no weight is clipped."""
-    scales = weight.abs().amax(1).float().div_(_INT8_LIMIT).clamp_min_(_SMALLEST)
+    scales = weight.abs().amax(1).float().div_(INT8_LIMIT).clamp_min_(SMALLEST)
     codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
     for rows in row_slices(*weight.shape):
         codes[rows] = torch.div(weight[rows], scales[rows, None]).round_().to(torch.int8)
@@ -135,7 +135,7 @@ def _codes(groups: torch.Tensor, scales: torch.Tensor, offsets: torch.Tensor) ->
 
 
 def _rounded(scales: torch.Tensor) -> torch.Tensor:
-    return _bfloat16(scales.clamp_min(_SMALLEST))
+    return _bfloat16(scales.clamp_min(SMALLEST))
 
 
 def _bfloat16(values: torch.Tensor) -> torch.Tensor:

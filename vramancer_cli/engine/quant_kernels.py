@@ -16,8 +16,16 @@ import torch
 from torch.nn.functional import linear
 
 from transport.types import WeightFormat
-from vramancer_cli.engine.quant import Int4Weight, Int8Weight, QuantisedWeight, quantise, row_slices
-from vramancer_cli.models.quantisation import TRIED_ELEMENTS
+from vramancer_cli.engine.quant import (
+    INT8_LIMIT,
+    SMALLEST,
+    Int4Weight,
+    Int8Weight,
+    QuantisedWeight,
+    quantise,
+    row_slices,
+)
+from vramancer_cli.models.quantisation import GROUP, TRIED_ELEMENTS
 from vramancer_cli.telemetry import log
 
 _UNROUNDED_ELEMENTS: Final = 1 << 22
@@ -91,7 +99,7 @@ def _quantise_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
     A row with values that are not finite gets a scale that is not finite either, so that its results show it.
     """
-    scales = rows.abs().amax(1, keepdim=True).float().div_(127).clamp_min_(1e-20)
+    scales = rows.abs().amax(1, keepdim=True).float().div_(INT8_LIMIT).clamp_min_(SMALLEST)
     return torch.div(rows, scales).round_(), scales
 
 
@@ -109,7 +117,7 @@ class CpuInt4:
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         half = rows.to(torch.bfloat16)
-        return torch.ops.aten._weight_int4pack_mm_for_cpu(half, self._packed, 32, self._scales).to(rows.dtype)
+        return torch.ops.aten._weight_int4pack_mm_for_cpu(half, self._packed, GROUP, self._scales).to(rows.dtype)
 
 
 class CudaInt4:
@@ -121,7 +129,7 @@ class CudaInt4:
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         half = rows.to(torch.bfloat16)
-        return torch.ops.aten._weight_int4pack_mm(half, self._packed, 32, self._scales).to(rows.dtype)
+        return torch.ops.aten._weight_int4pack_mm(half, self._packed, GROUP, self._scales).to(rows.dtype)
 
 
 # --- any format, any device -------------------------------------------------------------------------------------------

@@ -12,17 +12,22 @@ from vramancer_cli.engine.shard import Shard
 
 
 class StatePool:
-    """At most `slots` states, each as large as `Shard.state_elements` says. With 0 slots sequences have none."""
+    """At most `slots` states, each as large as `Shard.state_elements` says.
+
+    With 0 slots sequences have none: then one cache, which holds nothing of its own, serves them all in turn.
+    """
 
     def __init__(self, shard: Shard, slots: int) -> None:
         self._shard = shard
         self._slots = slots
         self._caches: dict[int, SequenceCache] = {}
+        self._stateless: SequenceCache | None = None
 
     def cache(self, row: PlacedRow, place: Place) -> SequenceCache:
         """The cache of the row's sequence; a new one where it begins. Raises RemoteProtocolError."""
         if not self._slots:
-            return self._shard.new_cache(place)
+            self._stateless = self._stateless or self._shard.new_cache(place)
+            return self._stateless
         slot = -1 if row.state is None else row.state
         if row.start == 0 and 0 <= slot < self._slots:
             self._caches[slot] = self._shard.new_cache(place)
@@ -33,3 +38,4 @@ class StatePool:
     def clear(self) -> None:
         """Free all memory at once, whoever still refers to the pool."""
         self._caches.clear()
+        self._stateless = None

@@ -18,7 +18,6 @@ from vramancer_cli.engine import devices, tensors, weights
 from vramancer_cli.engine.boundary import Boundary
 from vramancer_cli.engine.checkpoint import measured_files
 from vramancer_cli.engine.ends import TorchEnds, load_ends
-from vramancer_cli.engine.gguf_folder import unfold
 from vramancer_cli.engine.heap import giving_back
 from vramancer_cli.engine.memory import MemoryBudget
 from vramancer_cli.engine.ranges import stage_ranges
@@ -63,6 +62,8 @@ class TorchEngine:
 
     def unfold(self, gguf_file: Path, shelf: Path) -> Path:
         """A model folder for a GGUF file, kept on `shelf`. Raises ModelError."""
+        from vramancer_cli.engine.gguf_folder import unfold  # only where there is GGUF
+
         return unfold(gguf_file, shelf)
 
     def digest(self, folder: Path) -> str:

@@ -195,7 +195,7 @@ class _Session:
                 self._add(first + choice, choice, request, reading if choice == 0 else NO_READING)
                 self._answers[first + choice] = answers
                 answers.left[first + choice] = choice
-        except BaseException:
+        except VramancerError:
             self.abort(answers)
             raise
         self._wake.set()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from vramancer_cli.errors import ModelError
 from vramancer_cli.models import folder as model_folder
 from vramancer_cli.models.folder import one_line
+from vramancer_cli.models.weight_files import INDEX_NAME, MAX_FILES, SINGLE_NAME, indexed_names, no_weights
 from vramancer_cli.runtime.hub_blobs import Blob, Verified, damaged_in, download
 
 if TYPE_CHECKING:
@@ -23,12 +24,8 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 """(what is fetched, bytes done, bytes in all), called on the fetching thread."""
 
-INDEX_NAME: Final = "model.safetensors.index.json"
-SINGLE_NAME: Final = "model.safetensors"
-MAX_FILES: Final = 10_000
 _LISTING_DEADLINE_S: Final = 20.0
 _TEMPLATES_FOLDER: Final = "additional_chat_templates"
-_PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
 
 
 class UnreachableHubError(ModelError):
@@ -103,15 +100,7 @@ def _is_complete(folder: Path) -> bool:
     index = folder / INDEX_NAME
     if not index.is_file():
         return any(folder.glob("*.safetensors"))
-    return all((folder / file).is_file() for file in _indexed(index))
-
-
-def _indexed(index: Path) -> set[str]:
-    """The files that the index names; whoever asks holds them against what there is. Raises ModelError."""
-    weight_map = model_folder.read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-        raise ModelError(f"{index.name} has no proper weight_map.")
-    return set(weight_map.values())
+    return all((folder / file).is_file() for file in indexed_names(index))
 
 
 # --- fetching -------------------------------------------------------------------------------------------------------
@@ -125,10 +114,11 @@ def _fetched(name: HubName, verified: Verified, progress: Progress) -> Path:
     _refuse_without_weights(name, listing)
     folder = _small_files(name, listing)
     model_folder.check_folder(folder)
-    for damaged in damaged_in(folder, verified):  # a file that is gone is fetched like one that never came
-        damaged.resolve().unlink(missing_ok=True)
-        damaged.unlink(missing_ok=True)
-    folder = _small_files(name, listing)
+    if damaged := damaged_in(folder, verified):
+        for file in damaged:  # a file that is gone is fetched like one that never came
+            file.resolve().unlink(missing_ok=True)
+            file.unlink(missing_ok=True)
+        folder = _small_files(name, listing)
     weights = _weight_names(folder, listing)
     blobs = [_blob(name, listing, file) for file in weights]
     download(name.repository, _commit(listing), blobs, folder, lambda d, a: progress(str(name), d, a))
@@ -156,15 +146,8 @@ def _names(listing: ModelInfo) -> list[str]:
 
 def _refuse_without_weights(name: HubName, listing: ModelInfo) -> None:
     names = _names(listing)
-    if any(_is_weights(file) for file in names):
-        return
-    pickled = sorted(file for file in names if file.endswith(_PICKLES))
-    if pickled:
-        raise ModelError(
-            f"'{name}' has its weights only as {one_line(pickled[0])}, a format that can run code when it is opened.",
-            hint="Use a version of the model with .safetensors files.",
-        )
-    raise ModelError(f"'{name}' has no .safetensors file.")
+    if not any(_is_weights(file) for file in names):
+        raise no_weights(f"'{name}'", names)
 
 
 def _is_weights(file: str) -> bool:
@@ -201,10 +184,10 @@ def _weight_names(folder: Path, listing: ModelInfo) -> list[str]:
     """Those that the index names; without one, the single file; else all. The rest is other forms of the same."""
     names = _names(listing)
     if INDEX_NAME in names:
-        indexed = _indexed(folder / INDEX_NAME)
-        if not indexed <= set(filter(_is_weights, names)):
+        indexed = indexed_names(folder / INDEX_NAME)
+        if not set(indexed) <= set(filter(_is_weights, names)):
             raise ModelError(f"{INDEX_NAME} names files that the repository does not have.")
-        return sorted(indexed)
+        return indexed
     return [SINGLE_NAME] if SINGLE_NAME in names else sorted(filter(_is_weights, names))
 
 

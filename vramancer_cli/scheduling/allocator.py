@@ -4,8 +4,7 @@ What need not be computed again is found here, in two ways. A sequence whose fir
 the blocks that are still kept of them (the prefix cache). A sequence whose very prompt is running already, as the
 answers of one request are, is forked from it: it shares the full blocks too, and begins with a copy of the last,
 partial one. At least one token always runs, because nothing can be sampled without, and every one whose output is
-wanted. A model with recurrent state shares
-nothing: its state stands after the last token only.
+wanted. A model with recurrent state shares nothing: its state stands after the last token only.
 
 Pure state; who is admitted and who must yield is the roster's business.
 """

@@ -11,8 +11,9 @@ import gguf
 import numpy as np
 import pytest
 
-from vramancer_cli.engine.gguf_file import GgufArray, is_gguf, read_head
+from vramancer_cli.engine.gguf_file import GgufArray, read_head
 from vramancer_cli.errors import ModelError
+from vramancer_cli.models.weight_files import is_gguf
 
 HUGE = 2**63
 

@@ -15,6 +15,7 @@ from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from tests.helpers.checkpoints import make_model, make_tokenizer
 from tests.helpers.gguf_files import write_gguf
+from tests.helpers.greedy import greedy
 from tests.helpers.stepping import Driver, Request, make_plan
 from tests.helpers.weight_scene import WeightScene
 from vramancer_cli.engine import weights
@@ -34,17 +35,6 @@ GEMMA = {"head_dim": 256, "num_attention_heads": 2, "sliding_window": 16}
 TINY = {"num_hidden_layers": 2}
 
 
-def greedy(model: PreTrainedModel, count: int = 12) -> tuple[list[int], float]:
-    """By transformers, in whole passes; and the least margin between the best two logits."""
-    tokens, margin = list(PROMPT), float("inf")
-    with torch.inference_mode():
-        for _ in range(count):
-            best = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1].topk(2)
-            margin = min(margin, float(best.values[0] - best.values[1]))
-            tokens.append(int(best.indices[0]))
-    return tokens[len(PROMPT) :], margin
-
-
 def answered(engine: TorchEngine, folder: Path, **choices: Any) -> list[int]:
     driver = Driver(engine, folder, make_plan(engine, folder, 2, **choices))
     request = Request(list(PROMPT), 12)
@@ -54,7 +44,7 @@ def answered(engine: TorchEngine, folder: Path, **choices: Any) -> list[int]:
 
 
 def check_same_text(engine: TorchEngine, path: Path, model: PreTrainedModel) -> None:
-    text, margin = greedy(model)
+    text, margin = greedy(model, PROMPT, 12)
     assert margin > MARGIN
     assert answered(engine, unfold(path, path.parent / "shelf")) == text
 
@@ -110,7 +100,7 @@ def test_positions_stretched_as_llama_3_does_are_read_off_the_factors(tmp_path: 
     folder = unfold(path, tmp_path / "shelf")
     read = AutoConfig.from_pretrained(folder).rope_parameters
     assert {name: read[name] for name in rope} == pytest.approx(rope)
-    text, margin = greedy(model)
+    text, margin = greedy(model, PROMPT, 12)
     assert margin > MARGIN
     assert answered(engine, folder, block_count=1100) == text
 

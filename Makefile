@@ -24,8 +24,10 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	@$(BIN)/python -m build_scripts.demo $(if $(ONCE),--once) $(if $(PORT),--port $(PORT)) $(if $(NODES),--nodes $(NODES))
 
+# Whole files side by side, in order: the long ones, of real processes, come early. WORKERS=0: one after the other.
+WORKERS ?= auto
 test: $(READY)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # A hundred thousand random steps of block pool, scheduler and two stages' block tables; `make test` runs a few. Minutes.
 properties: $(READY)

@@ -20,9 +20,9 @@ def cluster(tmp_path: Path) -> Iterator[LocalCluster]:
         yield running
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def three_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
-    """Head and two workers, ready; shared by tests that do not hurt them."""
+    """Head and two workers, ready; shared by all tests that do not hurt them."""
     with local_cluster(tmp_path_factory.mktemp("cluster"), memory=THIRD) as running:
         running.start_head()
         running.add_worker()

@@ -10,7 +10,6 @@ import threading
 import time
 from pathlib import Path
 
-import pytest
 import torch
 from openai import OpenAI
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -85,14 +84,12 @@ def test_the_built_in_model_over_three_nodes(three_nodes: LocalCluster) -> None:
     assert served(three_nodes, BUILTIN_NAME, prompts, 1.0) == expected
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_a_fresh_llama_folder_over_two_nodes(tmp_path: Path, tied: bool) -> None:
+def test_a_fresh_llama_folder_over_two_nodes(tmp_path: Path) -> None:
     folder = make_checkpoint(
         tmp_path / "fresh",
         tokenizer=True,
         vocab_size=VOCABULARY,
         eos_token_id=1,
-        tie_word_embeddings=tied,
         shard_size="200KB",
     )
     rng = random.Random(3)

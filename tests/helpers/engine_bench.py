@@ -70,6 +70,7 @@ class EngineBench:
             block_count=self.plan.block_count,
             block_tokens=self.plan.block_tokens,
             max_step_tokens=self.plan.max_step_tokens,
+            windows=self.plan.windows,
             state_slots=self.plan.state_slots,
             prefix_cache=prefix_cache,
         )

@@ -60,6 +60,7 @@ def _validate_layers(plan: Plan, facts: ModelFacts) -> None:
 
 def _validate_bytes(plan: Plan, facts: ModelFacts) -> None:
     tokens = plan.block_count * plan.block_tokens
+    window_tokens = {window.window_tokens: window.block_count * plan.block_tokens for window in plan.windows}
     if tokens < plan.context_tokens:
         raise ValueError(f"{plan.block_count} blocks do not hold one context of {plan.context_tokens} tokens.")
     if facts.has_state != bool(plan.state_slots):
@@ -69,7 +70,7 @@ def _validate_bytes(plan: Plan, facts: ModelFacts) -> None:
         if stage.weights_bytes != facts.weights_bytes(stage.layers, plan.dtype, plan.quantize):
             raise ValueError(f"The weights of layers {stage.layers} are not counted right.")
         state_bytes = facts.state_bytes(stage.layers, plan.state_slots)
-        if stage.kv_bytes != facts.kv_bytes(stage.layers, plan.dtype, tokens) + state_bytes:
+        if stage.kv_bytes != facts.kv_bytes(stage.layers, plan.dtype, tokens, window_tokens) + state_bytes:
             raise ValueError(f"The KV cache of layers {stage.layers} is not counted right.")
         if stage.workspace_bytes != workspace_bytes:
             raise ValueError(f"The workspace of layers {stage.layers} is not counted right.")

@@ -33,6 +33,7 @@ def computed(a: CacheAllocator, s: Sequence, *running: Sequence) -> Sequence:
     """Begun, and all its tokens came back."""
     begun(a, s, *running)
     count = s.uncached_tokens
+    assert a.grow(s, count)
     s.launch(count)
     s.land(count)
     a.keep(s, count)
@@ -43,11 +44,11 @@ def computed(a: CacheAllocator, s: Sequence, *running: Sequence) -> Sequence:
 def test_full_blocks_outlive_their_sequence_and_are_found_by_the_next() -> None:
     a = allocator()
     first = computed(a, sequence(1))
-    blocks = tuple(first.blocks)
+    blocks = tuple(first.tables[0].blocks)
     a.release(first)
     a.check_integrity(())
     second = begun(a, sequence(2, (*PROMPT[:9], 50, 51)))
-    assert tuple(second.blocks[:2]) == blocks[:2], "the two full blocks; the third was partial and another"
+    assert tuple(second.tables[0].blocks[:2]) == blocks[:2], "the two full blocks; the third was partial and another"
     assert (second.cached_tokens, second.copies, a.reused_tokens) == (8, (), 8)
 
 
@@ -78,10 +79,10 @@ def test_the_same_prompt_is_forked_with_a_copy_of_the_partial_block() -> None:
     a = allocator()
     first = computed(a, sequence(1))
     fork = begun(a, sequence(2), first)
-    assert fork.blocks[:2] == first.blocks[:2]
-    assert fork.copies == (BlockCopy(0, first.blocks[2], fork.blocks[2]),)
+    assert fork.tables[0].blocks[:2] == first.tables[0].blocks[:2]
+    assert fork.copies == (BlockCopy(0, first.tables[0].blocks[2], fork.tables[0].blocks[2]),)
     assert fork.cached_tokens == 9
-    assert fork.launch(1).blocks == (tuple(fork.blocks),)
+    assert fork.launch(1).blocks == (tuple(fork.tables[0].blocks),)
     assert fork.copies == ()
     a.release(first)
     a.check_integrity((fork,))

@@ -32,7 +32,8 @@ LENGTHS = (90, 61)
 MOST_HELD = most_held_blocks(WINDOW, CHUNK_TOKENS, BLOCK_TOKENS)
 SIZES: dict[str, Any] = {
     "vocab_size": 128, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "head_dim": 16, "max_position_embeddings": 256, "sliding_window": WINDOW, "eos_token_id": None, "pad_token_id": None,
+    "head_dim": 16, "max_position_embeddings": 256, "sliding_window": WINDOW, "eos_token_id": None,
+    "pad_token_id": None,
 }  # fmt: skip
 FIVE_TO_ONE = ["sliding_attention"] * 5 + ["full_attention"]
 ROPE = {"rope_type": "default", "rope_theta": 10_000.0}

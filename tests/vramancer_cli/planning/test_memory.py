@@ -8,6 +8,7 @@ import pytest
 
 from tests.helpers.planning_values import capacity, model_facts, settings
 from transport.types import DeviceKind, LayerRange
+from vramancer_cli.models.facts import WindowElements
 from vramancer_cli.models.quantisation import Quantisable
 from vramancer_cli.planning.memory import SMALL_MODEL_BYTES, Pieces, choose_dtype, context_tokens, price
 
@@ -37,6 +38,18 @@ def test_states_are_priced_by_the_sequence_and_in_float32() -> None:
     assert costs.states.stage_bytes(LayerRange(0, 2), 3) == 3 * 28
     without = price(model_facts(layers=(10, 20)), settings(), "bfloat16")
     assert (without.states, without.windows) == (Pieces((0, 0), 0, 0), ())
+
+
+def test_a_window_that_is_shorter_than_the_context_is_priced_by_the_window() -> None:
+    windows = (WindowElements(5, (2, 0)), WindowElements(100, (0, 1)))
+    facts = model_facts(layers=(10, 20), kv=(2, 3), windows=windows)
+    costs = price(facts, settings(context_tokens=100, max_sequences=4), "bfloat16")
+    assert costs.blocks.layer_bytes == (0, 3 * 16 * 2), "the longer window's layer keeps all"
+    held = 4  # 5 - 1 tokens, 16 to go back and a step of 16 touch four blocks of 16 at most
+    assert costs.windows == (Pieces((64, 0), held + 1, 4 * (held + 1), window_tokens=5),)
+    assert costs.layer_bytes() == (20 + 64 * 5, 40 + 96 * 8)
+    assert costs.stage_cache_bytes(LayerRange(0, 2), (8, 5, 0)) == 8 * 96 + 5 * 64
+    assert price(facts, settings(context_tokens=64), "bfloat16").windows == ()
 
 
 def test_a_stages_workspace_has_room_to_copy_one_contexts_kv() -> None:

@@ -53,6 +53,7 @@ class EngineBench:
         block_tokens: int = 8,
         block_count: int = 220,
         prefix_cache: bool = True,
+        sequences: int = 16,
     ) -> None:
         self.engine = TorchEngine("cpu", limit_bytes=1 << 29, threads=1)
         self.plan = make_plan(
@@ -62,6 +63,7 @@ class EngineBench:
             max_step_tokens=max_step_tokens,
             block_tokens=block_tokens,
             block_count=block_count,
+            sequences=sequences,
         )
         self._stages = [self.engine.load_stage(folder, self.plan, index, no_progress) for index in range(stages)]
         self._ends = self.engine.load_ends(folder, self.plan, no_progress)
@@ -70,6 +72,7 @@ class EngineBench:
             block_count=self.plan.block_count,
             block_tokens=self.plan.block_tokens,
             max_step_tokens=self.plan.max_step_tokens,
+            windows=self.plan.windows,
             state_slots=self.plan.state_slots,
             prefix_cache=prefix_cache,
         )

@@ -12,7 +12,7 @@ from typing import Final, Literal, NamedTuple
 from transport.types import DTYPE_BYTES, WeightFormat
 
 GROUP: Final = 32
-"""The smallest group of weights of an output that share a scale and an offset. It divides every row that is quantised."""
+"""The smallest group of weights of an output that share a scale. It divides every row that is quantised."""
 _ROW_SCALE_BYTES: Final = DTYPE_BYTES["float32"]
 """One scale per output."""
 _GROUP_SCALE_BYTES: Final = 4

@@ -40,8 +40,8 @@ REQUESTS ?= 20000
 fuzz: $(READY)
 	@$(BIN)/python -m fuzz all --frames $(FRAMES) --handshakes $(HANDSHAKES) --requests $(REQUESTS) $(if $(SEED),--seed $(SEED))
 
-# Every family of transformers, split at every layer, against transformers itself; writes docs/families.md. About 10 minutes.
-# ONLY="llama gemma2": these, and nothing is written.
+# Every family of transformers, split at every layer, against transformers itself; writes docs/families.md. Some 20 minutes.
+# A run that was stopped goes on where it was. ONLY="llama gemma2": these, and nothing is written.
 families: $(READY)
 	@$(BIN)/python -m tests.helpers.family_table $(ONLY)
 

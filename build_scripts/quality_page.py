@@ -36,7 +36,7 @@ class Quality:
 class KernelError:
     """A kernel's relative error against its own dequantised weight, rows as they are."""
 
-    quantize: WeightFormat
+    held: str
     name: str
     error: float
 
@@ -45,7 +45,7 @@ def page(figures: Sequence[Quality], kernels: Iterable[KernelError]) -> str:
     """`figures`: the plain model's first."""
     return Template(TEMPLATE.read_text("utf-8")).substitute(
         quality="".join(_row(_quality_cells(figure, figures[0])) for figure in figures),
-        kernels="".join(_row((k.quantize, f"`{k.name}`", f"{k.error:.1e}")) for k in kernels),
+        kernels="".join(_row((k.held, f"`{k.name}`", f"{k.error:.1e}")) for k in kernels),
     )
 
 

@@ -116,8 +116,9 @@ class NodeFlags:
     ] = None
     dtype: Annotated[Dtype, setting("--dtype", "auto, float32, bfloat16 or float16.", metavar="TYPE")] = "auto"
     quantize: Annotated[
-        Quantize, setting("--quantize", "Hold the layers' weights in int8 or int4.", metavar="FORMAT")
-    ] = "none"
+        Quantize,
+        setting("--quantize", "Hold layers in int8, int4 (int4-64, int4-128) or none.", metavar="FORMAT"),
+    ] = "auto"
     context: Annotated[
         int | None,
         setting(

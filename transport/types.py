@@ -18,8 +18,10 @@ Natural = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 LinkKind = Literal["control", "data", "bulk"]
 DeviceKind = Literal["cpu", "cuda", "rocm", "mps", "xpu"]
 ModelSource = Literal["builtin", "folder", "hub"]
-WeightFormat = Literal["none", "int8", "int4"]
-"""What the weights of layers are held in; none: the plan's dtype."""
+WeightFormat = Literal["none", "int8", "int4", "int4-64", "int4-128", "stored"]
+"""What the weights of layers are held in. none: the plan's dtype. int4 has groups of 32, or of the number behind the
+hyphen. stored: each as the checkpoint has it, where that can be taken over without loss, else the plan's dtype. What is
+stored in as few bits as int8 or int4 ask for, or fewer, is taken over there too."""
 
 DTYPE_BYTES: Final[dict[str, int]] = {
     "float32": 4,

@@ -31,6 +31,7 @@ from vramancer_cli.engine.torch_engine import TorchEngine
 from vramancer_cli.errors import UsageError
 from vramancer_cli.models import catalog
 from vramancer_cli.models.facts import ModelFacts
+from vramancer_cli.models.quantisation import weight_format
 from vramancer_cli.models.weight_files import WeightFile
 from vramancer_cli.planning.facts import PlanSettings
 from vramancer_cli.runtime import enrolment, kept_weights, run_file, store
@@ -144,7 +145,9 @@ async def _head(settings: NodeSettings, on_ready: OnReady, on_download: Progress
             cluster=credentials.cluster,
             model=chosen.facts,
             settings=PlanSettings(
-                dtype=settings.dtype, context_tokens=chosen.context_tokens, quantize=settings.quantize
+                dtype=settings.dtype,
+                context_tokens=chosen.context_tokens,
+                quantize=weight_format(settings.quantize, chosen.facts.is_stored_packed),
             ),
             folder=chosen.folder,
             engine=engine,

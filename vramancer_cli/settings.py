@@ -21,7 +21,7 @@ NODE_PORT: Final = 5001
 LOOPBACK: Final = "127.0.0.1"
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Quantize = Literal["none", "int8", "int4"]
+Quantize = Literal["auto", "none", "int8", "int4", "int4-64", "int4-128"]
 Role = Literal["head", "worker"]
 
 _UNIT_BYTES: Final = {
@@ -68,7 +68,7 @@ class NodeSettings:
     production: bool = False
     rate_limit: int | None = None
     cache_folder: Path | None = None
-    quantize: Quantize = "none"
+    quantize: Quantize = "auto"
     prefix_cache: bool = True
 
     def __repr__(self) -> str:

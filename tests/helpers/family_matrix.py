@@ -1,8 +1,9 @@
 """One family against transformers: a tiny checkpoint of it, run whole there, and split at every cut here.
 
-Two things are compared, in float32 on the CPU. Prefill in one piece, split at each cut, against our engine unsplit,
+Three things are compared, in float32 on the CPU. Prefill in one piece, split at each cut, against our engine unsplit,
 bit for bit; how far both are from transformers is measured too. And chunks, decoding and several sequences in one
-batch, split at every layer, against transformers within 1e-4, with the same greedy tokens.
+batch, split at every layer, against transformers within 1e-4, with the same greedy tokens. And the same with weights in
+int8 and in int4, against the model in the same format unsplit.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -24,7 +25,7 @@ from tests.helpers.family_mechanisms import mechanisms
 from tests.helpers.greedy import greedy
 from tests.helpers.stepping import Driver, Request, even_ranges, make_plan
 from transport.messages import Step, StepRow
-from transport.types import LayerRange
+from transport.types import LayerRange, WeightFormat
 from vramancer_cli.engine.checkpoint import open_checkpoint
 from vramancer_cli.engine.torch_engine import TorchEngine
 from vramancer_cli.engine.trace import trace_layers
@@ -37,6 +38,10 @@ PROMPTS: Final = (33, 41, 29)
 NEW_TOKENS: Final = 6
 CHUNK_TOKENS: Final = 24
 SEEDS: Final = 8
+FORMATS: Final[tuple[WeightFormat, ...]] = ("int8", "int4")
+_STIRRED_MORE: Final = {"self_attn.A": 1.0}
+"""Names that end so: how much noise they get, where little would leave a mechanism undecided. doge chooses keys by
+exp(A * ...): with A near 0 all are equally good, and the last bit of a product chooses."""
 
 
 @dataclass
@@ -53,6 +58,9 @@ class Outcome:
     same_tokens: bool = False
     reason: str = ""
     mechanisms: tuple[str, ...] = ()
+    quantised: dict[str, float] = field(default_factory=dict[str, float])
+    """By format: the largest difference of a logit to the same quantised model unsplit; infinite for other tokens. Empty
+    where no weight is of a kind that is quantised."""
 
     @property
     def paged_exact(self) -> bool:
@@ -61,6 +69,11 @@ class Outcome:
     @property
     def exact(self) -> bool:
         return self.split_bits and self.whole_difference <= TOLERANCE and self.paged_exact
+
+    @property
+    def quantised_runs(self) -> bool:
+        """Split as whole, in every format (grade "stable")."""
+        return bool(self.quantised) and max(self.quantised.values()) <= TOLERANCE
 
 
 def examine(family: str) -> Outcome:
@@ -83,6 +96,12 @@ def _examine(outcome: Outcome, folder: Path) -> None:
     outcome.mechanisms = mechanisms(reference.config.get_text_config(), trace, min(PROMPTS))
     outcome.split_bits, outcome.whole_difference = _split(folder, outcome.layers, reference)
     outcome.paged_difference, outcome.same_tokens = _paged(folder, outcome.layers, reference, texts)
+    engine = TorchEngine("cpu", limit_bytes=1 << 30, threads=1)
+    for quantize in FORMATS:
+        plans = (make_plan(engine, folder, 1, quantize=chosen) for chosen in ("none", quantize))
+        plain_bytes, held_bytes = (plan.stages[0].weights_bytes for plan in plans)
+        if held_bytes < plain_bytes:
+            outcome.quantised[quantize] = _quantised(engine, folder, outcome.layers, quantize)
     if not outcome.exact and (change := _change_by_cache(reference)) > TOLERANCE:
         outcome.reason = f"transformers differs from itself by {change:.1e} when it decodes with its own cache"
 
@@ -112,10 +131,11 @@ def stir(model: PreTrainedModel) -> None:
 
     Of the buffers only on biases: others are tables that have to fit each other.
     """
-    biases = [tensor for name, tensor in model.named_buffers() if name.endswith("bias")]
+    biases = [(name, tensor) for name, tensor in model.named_buffers() if name.endswith("bias")]
     with torch.no_grad():
-        for tensor in (*model.parameters(), *biases):
-            tensor.add_(torch.randn(tensor.shape) * 0.05)
+        for name, tensor in (*model.named_parameters(), *biases):
+            more = [noise for ending, noise in _STIRRED_MORE.items() if name.endswith(ending)]
+            tensor.add_(torch.randn(tensor.shape) * (more or [0.05])[0])
 
 
 def _change_by_cache(reference: PreTrainedModel) -> float:
@@ -137,7 +157,8 @@ def _change_of(reference: PreTrainedModel, tokens: list[int]) -> float:
 
 
 def _prompts() -> list[list[int]]:
-    return [[(37 * i + 11 * k * k + 5 * k) % (VOCABULARY - 2) + 1 for k in range(n)] for i, n in enumerate(PROMPTS)]
+    """No token twice in any: where a layer chooses between keys, equal ones would leave the choice to rounding."""
+    return [[(37 * i + 53 * k) % (VOCABULARY - 2) + 1 for k in range(n)] for i, n in enumerate(PROMPTS)]
 
 
 def _well_separated(family: str, folder: Path) -> tuple[PreTrainedModel, list[list[int]], float]:
@@ -182,6 +203,21 @@ def _paged(folder: Path, layers: int, reference: PreTrainedModel, texts: list[li
     return difference, [request.generated for request in requests] == texts
 
 
+def _quantised(engine: TorchEngine, folder: Path, layers: int, quantize: WeightFormat) -> float:
+    """One stage for each layer beside one for all."""
+    runs: list[list[Request]] = []
+    for stages in (1, layers):
+        requests = [Request(prompt, NEW_TOKENS, joins_at=i) for i, prompt in enumerate(_prompts())]
+        ranges = even_ranges(layers, stages)
+        with _driver(engine, folder, ranges, max_step_tokens=CHUNK_TOKENS, quantize=quantize) as driver:
+            driver.run(requests)
+        runs.append(requests)
+    if [request.generated for request in runs[0]] != [request.generated for request in runs[1]]:
+        return float("inf")
+    pairs = [zip(whole.logits, split.logits, strict=True) for whole, split in zip(*runs, strict=True)]
+    return max(float((one - other).abs().max()) for pair in pairs for one, other in pair)
+
+
 def _difference(reference: PreTrainedModel, request: Request, driver: Driver) -> float:
     """Of the logits at every token that was sampled from."""
     tokens = request.prompt + request.generated[:-1]
@@ -193,9 +229,15 @@ def _difference(reference: PreTrainedModel, request: Request, driver: Driver) ->
 
 @contextmanager
 def _driver(
-    engine: TorchEngine, folder: Path, ranges: Sequence[LayerRange], *, max_step_tokens: int
+    engine: TorchEngine,
+    folder: Path,
+    ranges: Sequence[LayerRange],
+    *,
+    max_step_tokens: int,
+    quantize: WeightFormat = "none",
 ) -> Iterator[Driver]:
-    plan = make_plan(engine, folder, ranges, max_step_tokens=max_step_tokens, block_tokens=8, block_count=64)
+    sizes = {"max_step_tokens": max_step_tokens, "block_tokens": 8, "block_count": 64}
+    plan = make_plan(engine, folder, ranges, quantize=quantize, **sizes)
     driver = Driver(engine, folder, plan)
     try:
         yield driver

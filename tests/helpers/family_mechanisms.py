@@ -61,7 +61,7 @@ def _choices(config: PretrainedConfig, trace: Trace, prompt_tokens: int) -> str:
 def _experts(config: PretrainedConfig) -> str:
     experts = next((getattr(config, name) for name in _EXPERTS if isinstance(getattr(config, name, None), int)), 0)
     chosen = next((getattr(config, name) for name in _CHOSEN if isinstance(getattr(config, name, None), int)), 0)
-    if not experts or not chosen:
+    if not experts or not chosen or not getattr(config, "is_moe", True):
         return ""
     assert chosen < experts, "every expert is chosen"
     return "experts"

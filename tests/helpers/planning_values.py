@@ -32,7 +32,7 @@ def model_facts(
     context_tokens: int = 4096,
     checkpoint_dtype: str = "bfloat16",
     name: str = "tiny",
-    quantisable: tuple[Quantisable, ...] = (),
+    quantisable: tuple[tuple[Quantisable, ...], ...] = (),
 ) -> ModelFacts:
     """Figures in elements, as ModelFacts has them."""
     return ModelFacts(

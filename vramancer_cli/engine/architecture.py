@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.distributed.pipeline_parallel import PipelineIdentityLayer
 
 from transport.types import LayerRange
-from vramancer_cli.engine import attention
+from vramancer_cli.engine import attention, families
 from vramancer_cli.engine.checkpoint import Checkpoint
 from vramancer_cli.engine.seam import Seams, SplitModel, StandIn
 from vramancer_cli.errors import ModelError
@@ -77,6 +77,8 @@ def read_config(checkpoint: Checkpoint) -> PretrainedConfig:
         raise ModelError(sentence) from error
     _refuse_depth(config, len(checkpoint.tensors))
     _refuse_batch_wide_rotation(config)
+    if reason := families.why_whole(config.get_text_config()):
+        raise ModelError(f"This model of the family '{family}' cannot be split: {reason}.", hint=WHOLE)
     return config
 
 

@@ -9,7 +9,8 @@ name. Must never build a model or read a checkpoint.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -20,6 +21,16 @@ _MODEL_CLASSES: dict[str, Any] = dict(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 """Name of the causal language model's class, by family (`model_type`)."""
 
 
+WHOLE_ONLY: Final[Mapping[str, tuple[str, str]]] = {
+    "hrm_text": ("", "it inherits a plan for one list of layers, and has two that run in turns"),
+    "doge": (
+        "is_moe",
+        "its experts are chosen by several tokens of a prompt together, so that chunks change the answer",
+    ),
+}
+"""What is declared and does not hold: family -> the field of its config that makes it so ("": always), and why."""
+
+
 class FamilyError(VramancerError):
     """The modelling code of a family cannot be imported."""
 
@@ -27,13 +38,24 @@ class FamilyError(VramancerError):
 
 
 def supported_families() -> tuple[str, ...]:
+    """Those of `declared_families` that can be split. Raises FamilyError as that does."""
+    return tuple(family for family in declared_families() if WHOLE_ONLY.get(family, ("no",))[0])
+
+
+def why_whole(config: PretrainedConfig) -> str:
+    """Why a model with this config cannot be split, although its family declares a plan; "" where nothing says so."""
+    field, reason = WHOLE_ONLY.get(config.model_type, ("", ""))
+    return reason if field and getattr(config, field, False) else ""
+
+
+def declared_families() -> tuple[str, ...]:
     """The `model_type` of every family that declares how it is cut into layers, sorted.
 
     That is each one with a causal language model whose config declares a pipeline plan (`base_model_pp_plan`), or
     whose text part does where the model is that of its text part alone. Raises FamilyError where a config class
     cannot be imported.
     """
-    return tuple(sorted(family for family in _MODEL_CLASSES if _is_supported(family)))
+    return tuple(sorted(family for family in _MODEL_CLASSES if _is_declared(family)))
 
 
 def import_modelling(family: str) -> type[PreTrainedModel]:
@@ -50,7 +72,7 @@ def import_modelling(family: str) -> type[PreTrainedModel]:
     return model
 
 
-def _is_supported(family: str) -> bool:
+def _is_declared(family: str) -> bool:
     config: Any = _config_class(family)
     if _declares_plan(config):
         return True

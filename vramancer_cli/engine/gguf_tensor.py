@@ -15,10 +15,14 @@ import numpy as np
 import torch
 from gguf import GGMLQuantizationType as Kind
 
+from vramancer_cli.engine.gguf_blocks import FORMATS, taken_over
 from vramancer_cli.engine.gguf_file import GgufHead
+from vramancer_cli.engine.quant import QuantisedWeight
 from vramancer_cli.engine.stored_tensor import StoredTensor
+from vramancer_cli.engine.tensors import byte_view
 from vramancer_cli.errors import ModelError
 from vramancer_cli.models.folder import one_line
+from vramancer_cli.models.quantisation import GROUP, Format
 
 PLAIN: Final = {Kind.F32: torch.float32, Kind.F16: torch.float16, Kind.BF16: torch.bfloat16}
 PACKED: Final = frozenset({
@@ -49,6 +53,28 @@ class GgufTensor(StoredTensor):
 
     def read_as(self, dtype: torch.dtype) -> StoredTensor:
         return replace(self, dtype=dtype) if self.kind in PACKED else self
+
+    @property
+    def packed_format(self) -> Format | None:
+        """Only of matrices whose values transformers has as they were written, but for the order of their rows."""
+        known = FORMATS.get(self.kind) if len(self.shape) == 2 else None
+        return known if known and self._row_order() is not None else None
+
+    def read_packed(self) -> QuantisedWeight:
+        order = self._row_order()
+        assert order is not None
+        blocks = torch.empty((self.shape[0], self.size_bytes // self.shape[0]), dtype=torch.uint8)
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self.start)
+            self.fill(byte_view(blocks), file)
+        return taken_over(blocks[order].view(self.shape[0], self.shape[1] // GROUP, -1), self.kind)
+
+    def _row_order(self) -> torch.Tensor | None:
+        """int64 [N]: from which row of the file each one comes; None where `restore` does more than move rows."""
+        numbers = torch.arange(self.shape[0])
+        order = self.restore(self.gguf_name, numbers[:, None].clone())
+        moved = order.dtype == torch.int64 and order.shape == (self.shape[0], 1)
+        return order[:, 0] if moved and torch.equal(order[:, 0].sort().values, numbers) else None
 
     @property
     def packed_as(self) -> str:

@@ -13,8 +13,9 @@ import torch
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from transport.types import WeightFormat
+from vramancer_cli.engine.quant import quantise
 from vramancer_cli.engine.quant_linear import QuantisedLinear
-from vramancer_cli.models.quantisation import GROUP, Quantisable
+from vramancer_cli.models.quantisation import GROUP, Quantisable, format_of
 
 NAME: Final = "vramancer_quantised"
 _FLAGS: Final = ("has_gate", "has_bias", "has_post_expert_norm", "is_transposed", "config")
@@ -23,10 +24,12 @@ _PROJECTIONS: Final = ("gate_up_proj", "up_proj", "down_proj")
 
 def quantise_experts(layer: torch.nn.Module, quantize: WeightFormat) -> None:
     """Put a list of QuantisedLinear, one for each expert, in the place of every tensor of experts."""
-    for module, name, _ in _found(layer):
+    for module, name, (_, _, inputs) in _found(layer):
+        if format_of(quantize, inputs) is None:
+            continue
         tensor: torch.Tensor = getattr(module, name)
         each = [expert.t() if module.is_transposed else expert for expert in tensor]
-        experts = torch.nn.ModuleList(QuantisedLinear(weight, None, quantize) for weight in each)
+        experts = torch.nn.ModuleList(QuantisedLinear(quantise(e, quantize), None, e.dtype) for e in each)
         delattr(module, name)
         setattr(module, name, experts)
         ALL_EXPERTS_FUNCTIONS.register(NAME, _from_module)
@@ -36,7 +39,7 @@ def quantise_experts(layer: torch.nn.Module, quantize: WeightFormat) -> None:
 def quantisable_experts(layer: torch.nn.Module) -> list[Quantisable]:
     """What `quantise_experts` would replace, on `meta` or anywhere."""
     shapes = [shape for _, _, shape in _found(layer)]
-    return [Quantisable(count * rows * columns, count * rows, rows * columns) for count, rows, columns in shapes]
+    return [Quantisable(outputs, inputs, count) for count, outputs, inputs in shapes]
 
 
 def _found(layer: torch.nn.Module) -> Iterator[tuple[Any, str, tuple[int, int, int]]]:

@@ -15,21 +15,24 @@ from typing import Final, NamedTuple, Protocol
 import torch
 from torch.nn.functional import linear
 
-from transport.types import WeightFormat
 from vramancer_cli.engine.quant import (
+    INT4_MIDDLE,
     INT8_LIMIT,
     SMALLEST,
     Int4Weight,
     Int8Weight,
     QuantisedWeight,
-    quantise,
+    packed_pairs,
+    rounded_to,
     row_slices,
 )
-from vramancer_cli.models.quantisation import GROUP, TRIED_ELEMENTS
+from vramancer_cli.models.quantisation import INT8, INT8_GROUPED, TRIED_ELEMENTS, Format
 from vramancer_cli.telemetry import log
 
-_UNROUNDED_ELEMENTS: Final = 1 << 22
-"""Weights dequantised at once where no kernel takes them as they are: 16 MiB in float32."""
+_UNROUNDED_ELEMENTS: Final = {"cpu": 1 << 17}
+_UNROUNDED_ELSEWHERE: Final = 1 << 22
+"""Weights dequantised at once where no kernel takes them as they are: what a processor's cache holds, else 16 MiB in
+float32."""
 _TIMED_ROWS: Final = (1, 16)
 _TIMED_RUNS: Final = 3
 _PACKED_ROWS: Final = 64
@@ -107,17 +110,18 @@ def _quantise_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class CpuInt4:
-    """`_weight_int4pack_mm_for_cpu`. In bfloat16 whatever the plan computes in: its float32 loop is 40 times slower."""
+    """`_weight_int4pack_mm_for_cpu`. In bfloat16 whatever the plan computes in: its float32 loop is 40 times slower,
+    its float16 loop 70."""
 
     def __init__(self, weight: Int4Weight) -> None:
         slices = row_slices(*weight.shape, step=_PACKED_ROWS)
         parts = [torch.ops.aten._convert_weight_to_int4pack_for_cpu(weight.unpack(s).int(), 1) for s in slices]
         self._packed = torch.cat(parts)
-        self._scales = weight.scales_and_offsets
+        self._group, self._scales = weight.format.group, _around_the_middle(weight)
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         half = rows.to(torch.bfloat16)
-        return torch.ops.aten._weight_int4pack_mm_for_cpu(half, self._packed, GROUP, self._scales).to(rows.dtype)
+        return torch.ops.aten._weight_int4pack_mm_for_cpu(half, self._packed, self._group, self._scales).to(rows.dtype)
 
 
 class CudaInt4:
@@ -125,11 +129,52 @@ class CudaInt4:
 
     def __init__(self, weight: Int4Weight) -> None:
         self._packed = torch.ops.aten._convert_weight_to_int4pack(weight.codes, 8)
-        self._scales = weight.scales_and_offsets
+        self._group, self._scales = weight.format.group, _around_the_middle(weight)
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         half = rows.to(torch.bfloat16)
-        return torch.ops.aten._weight_int4pack_mm(half, self._packed, GROUP, self._scales).to(rows.dtype)
+        return torch.ops.aten._weight_int4pack_mm(half, self._packed, self._group, self._scales).to(rows.dtype)
+
+
+def _around_the_middle(weight: Int4Weight) -> torch.Tensor:
+    """Scales and offsets as the kernels have them, [K / group, N, 2] in bfloat16: offsets are the value of code 8."""
+    held = weight.scales_and_offsets
+    if held.dtype == torch.bfloat16 and weight.zero == INT4_MIDDLE:
+        return held
+    scales, offsets = held.float().unbind(-1)
+    return torch.stack((scales, offsets + (INT4_MIDDLE - weight.zero) * scales), -1).to(torch.bfloat16)
+
+
+# --- int8 in groups: weight only, as two weights in int4 --------------------------------------------------------------
+
+
+class _Halves:
+    """No kernel of torch takes int8 with a scale for each group, so each code becomes two of four bits.
+
+    code = 16 * upper + lower, upper from -8 to 7, lower from 0 to 15. Of the lower half, which the kernels count from
+    its middle, 8 scales are missing: 8 / 17 as the offset of either half, because the upper one counts 16 times, let
+    both share what scales them.
+    """
+
+    def __init__(self, weight: Int8Weight, product: Callable[[Int4Weight], Kernel]) -> None:
+        scales = weight.scales.t()
+        shared = torch.stack((scales, scales * (INT4_MIDDLE / 17)), -1).to(torch.bfloat16)
+        upper = packed_pairs((weight.codes >> 4).add_(INT4_MIDDLE).view(torch.uint8))
+        self._upper = product(Int4Weight(upper, shared))
+        self._lower = product(Int4Weight(packed_pairs((weight.codes & 15).view(torch.uint8)), shared))
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        return self._upper(rows).mul_(16).add_(self._lower(rows))
+
+
+class CpuHalves(_Halves):
+    def __init__(self, weight: Int8Weight) -> None:
+        super().__init__(weight, CpuInt4)
+
+
+class CudaHalves(_Halves):
+    def __init__(self, weight: Int8Weight) -> None:
+        super().__init__(weight, CudaInt4)
 
 
 # --- any format, any device -------------------------------------------------------------------------------------------
@@ -144,7 +189,8 @@ class Dequantise:
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         output_count, columns = self._weight.shape
         output = rows.new_empty(len(rows), output_count)
-        for some in row_slices(output_count, columns, _UNROUNDED_ELEMENTS):
+        at_once = _UNROUNDED_ELEMENTS.get(rows.device.type, _UNROUNDED_ELSEWHERE)
+        for some in row_slices(output_count, columns, at_once):
             output[:, some] = linear(rows, self._weight.dequantise(some, rows.dtype))
         return output
 
@@ -157,7 +203,7 @@ Make = Callable[..., Kernel]
 class Case(NamedTuple):
     """All that a choice depends on. `threads`: of one operation on the CPU."""
 
-    quantize: WeightFormat
+    format: Format
     shape: tuple[int, int]
     dtype: torch.dtype
     device: torch.device
@@ -166,16 +212,17 @@ class Case(NamedTuple):
 
 def kernel_for(weight: QuantisedWeight, dtype: torch.dtype) -> Kernel:
     """The fastest right kernel for activations in `dtype`, over `weight`, which it may repack and drop."""
-    quantize: WeightFormat = "int8" if isinstance(weight, Int8Weight) else "int4"
-    case = Case(quantize, weight.shape, dtype, weight.codes.device, torch.get_num_threads())
+    case = Case(weight.format, weight.shape, dtype, weight.codes.device, torch.get_num_threads())
     return choose(case)(weight)
 
 
-def candidates(quantize: WeightFormat, device: torch.device) -> tuple[Make, ...]:
+def candidates(held: Format, device: torch.device) -> tuple[Make, ...]:
     """What torch may have for the device, the fallback last; whether this machine has it shows when it is tried."""
-    on_cpu: dict[WeightFormat, tuple[Make, ...]] = {"int8": (OnednnInt8, TorchInt8), "int4": (CpuInt4,)}
-    on_cuda: dict[WeightFormat, tuple[Make, ...]] = {"int8": (TorchInt8,), "int4": (CudaInt4,)}
-    return (*{"cpu": on_cpu, "cuda": on_cuda}.get(device.type, {}).get(quantize, ()), Dequantise)
+    int8: dict[str, tuple[Make, ...]] = {"cpu": (OnednnInt8, TorchInt8), "cuda": (TorchInt8,)}
+    halves: dict[str, tuple[Make, ...]] = {"cpu": (CpuHalves,), "cuda": (CudaHalves,)}
+    int4: dict[str, tuple[Make, ...]] = {"cpu": (CpuInt4,), "cuda": (CudaInt4,)}
+    makes = {INT8: int8, INT8_GROUPED: halves}.get(held, int4)
+    return (*makes.get(device.type, ()), Dequantise)
 
 
 @functools.cache
@@ -185,13 +232,13 @@ def choose(case: Case) -> Make:
     Kept for the process: shards of one plan on one machine decide alike, and a shape is timed once.
     """
     weight = _sample(case)
-    made = {make: _try(make, weight, case.dtype) for make in candidates(case.quantize, case.device)}
+    made = {make: _try(make, weight, case.dtype) for make in candidates(case.format, case.device)}
     with torch.inference_mode():
         times = {make: _times_s(kernel, case) for make, kernel in made.items() if kernel is not None}
     best = min(times, key=lambda make: math.prod(times[make]) * (_FALLBACK_HANDICAP if make is Dequantise else 1))
     shown = ", ".join(f"{_name(make)} {' '.join(f'{1e3 * s:.3g}' for s in spent)}" for make, spent in times.items())
     shape = "x".join(map(str, case.shape))
-    _log.info("kernel chosen", format=case.quantize, shape=shape, kernel=_name(best), ms_for_1_and_16_rows=shown)
+    _log.info("kernel chosen", format=str(case.format), shape=shape, kernel=_name(best), ms_for_1_and_16_rows=shown)
     return best
 
 
@@ -228,7 +275,8 @@ def _sample(case: Case) -> QuantisedWeight:
     """A weight of the case's shape, or of its first rows where it is large: with as odd a number of them."""
     rows, columns = case.shape
     most = max(_PACKED_ROWS, TRIED_ELEMENTS // columns // _PACKED_ROWS * _PACKED_ROWS)
-    return quantise(_noise((rows if rows <= most else most + rows % _PACKED_ROWS, columns), case.device), case.quantize)
+    some = rows if rows <= most else most + rows % _PACKED_ROWS
+    return rounded_to(case.format, _noise((some, columns), case.device))
 
 
 def _noise(shape: tuple[int, int], device: torch.device) -> torch.Tensor:

@@ -5,33 +5,33 @@ Found by structure, never by name. Must never read a checkpoint or know a family
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import torch
 
 from transport.types import WeightFormat
-from vramancer_cli.engine.quant import quantise
+from vramancer_cli.engine.quant import QuantisedWeight, quantise
 from vramancer_cli.engine.quant_kernels import Kernel, kernel_for
 from vramancer_cli.errors import VramancerError
-from vramancer_cli.models.quantisation import GROUP, Quantisable
+from vramancer_cli.models.quantisation import GROUP, Format, Quantisable, format_of
 
 LEAST_ELEMENTS: Final = 1 << 12
 """Smaller weights stay as they are: quantising them would save nothing that counts."""
 
-
-_MEASURED_ELEMENTS: Final = 1 << 18
+ReadPacked = Callable[[], QuantisedWeight]
+"""Reads a weight as a checkpoint has it packed, to the device where it belongs. Raises ModelError."""
 
 
 class QuantisedLinear(torch.nn.Module):
     """Stands in the place of a Linear: [..., K] in, [..., N] out, in the dtype of what comes in."""
 
-    def __init__(self, weight: torch.Tensor, bias: torch.nn.Parameter | None, quantize: WeightFormat) -> None:
+    def __init__(self, weight: QuantisedWeight, bias: torch.nn.Parameter | None, dtype: torch.dtype) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.bias = bias
-        self._dtype, self._device = weight.dtype, weight.device
-        self._kernel: Kernel | None = kernel_for(quantise(weight, quantize), self._dtype)
+        self._dtype, self._device = dtype, weight.codes.device
+        self._kernel: Kernel | None = kernel_for(weight, dtype)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         if self._kernel is None:
@@ -54,35 +54,28 @@ class QuantisedLinear(torch.nn.Module):
         return super()._apply(fn, recurse)
 
 
-def quantise_linears(layer: torch.nn.Module, quantize: WeightFormat) -> None:
-    """Put QuantisedLinear in the place of every Linear that is worth it, each one's old weight freed at once."""
+def quantise_linears(layer: torch.nn.Module, quantize: WeightFormat, taken: Mapping[str, ReadPacked]) -> None:
+    """Put QuantisedLinear in the place of every Linear that is worth it, each one's old weight freed at once.
+
+    `taken`: by name, those whose weights are taken over as they are stored; the others are rounded, where `quantize`
+    rounds.
+    """
     for name in linears(layer):
         parent, _, own_name = name.rpartition(".")
         owner = layer.get_submodule(parent)
         linear = owner.get_submodule(own_name)
         assert isinstance(linear, torch.nn.Linear)
-        setattr(owner, own_name, QuantisedLinear(linear.weight, linear.bias, quantize))
+        if name in taken:
+            setattr(owner, own_name, QuantisedLinear(taken[name](), linear.bias, linear.weight.dtype))
+        elif format_of(quantize, linear.in_features) is not None:
+            held = quantise(linear.weight, quantize)
+            setattr(owner, own_name, QuantisedLinear(held, linear.bias, linear.weight.dtype))
 
 
-def quantisable_linears(layer: torch.nn.Module) -> list[Quantisable]:
-    """What `quantise_linears` would replace, on `meta` or anywhere."""
-    sizes = [(linear.weight.numel(), linear.out_features) for linear in linears(layer).values()]
-    return [Quantisable(elements, outputs, elements) for elements, outputs in sizes]
-
-
-def rounding_errors(layer: torch.nn.Module, quantize: WeightFormat) -> dict[str, float]:
-    """By linear layer that `quantise_linears` would replace: what rounding changes of it, as a share of its length.
-
-    Measured on its first rows, `_MEASURED_ELEMENTS` at most.
-    """
-    return {name: _rounding_error(linear.weight, quantize) for name, linear in linears(layer).items()}
-
-
-@torch.no_grad()
-def _rounding_error(weight: torch.Tensor, quantize: WeightFormat) -> float:
-    some = weight[: max(1, _MEASURED_ELEMENTS // weight.shape[1])]
-    rounded = quantise(some, quantize).dequantise(slice(None), torch.float32)
-    return float((rounded - some).norm() / some.float().norm().clamp_min(torch.finfo(torch.float32).tiny))
+def quantisable_linears(layer: torch.nn.Module, stored: Mapping[str, Format]) -> list[Quantisable]:
+    """What `quantise_linears` would replace, on `meta` or anywhere; `stored`: as the checkpoint has them, by name."""
+    found = linears(layer).items()
+    return [Quantisable(linear.out_features, linear.in_features, 1, stored.get(name)) for name, linear in found]
 
 
 def linears(layer: torch.nn.Module) -> dict[str, torch.nn.Linear]:

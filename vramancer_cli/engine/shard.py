@@ -44,7 +44,7 @@ class Shard:
         self._split = architecture.keep_layers(self._model, self.trace.seams, layers)
         self.entering, self.leaving = self.trace.seams.at(layers.start), self.trace.seams.at(layers.end)
         self.vocab_size: int = self._model.config.get_text_config().vocab_size
-        self.weights_bytes = weights.weights_bytes(self._model, quantize)
+        self.weights_bytes = weights.weights_bytes(self._model, quantize, checkpoint)
         self.kv_shapes: dict[int, KvShape] = self.trace.kv_shapes_in(layers)
         self.keepers = self.trace.keepers_in(layers)
         self.state_elements = sum(self.trace.state_elements(layer) for layer in range(layers.start, layers.end))

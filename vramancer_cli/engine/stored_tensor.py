@@ -9,12 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
 from vramancer_cli.engine.tensors import byte_view
 from vramancer_cli.errors import ModelError
+from vramancer_cli.models.folder import one_line
+from vramancer_cli.models.quantisation import Format
+
+if TYPE_CHECKING:
+    from vramancer_cli.engine.quant import QuantisedWeight
 
 _COMPARED_BYTES: Final = 1 << 20
 
@@ -54,6 +59,15 @@ class StoredTensor:
     def packed_as(self) -> str:
         """The name of the format whose blocks are stored; "" for plain numbers."""
         return ""
+
+    @property
+    def packed_format(self) -> Format | None:
+        """What `read_packed` gives; None where the stored blocks are not of a format that layers can be held in."""
+        return None
+
+    def read_packed(self) -> QuantisedWeight:
+        """The stored blocks as a weight of `packed_format`, on the CPU. Raises ModelError."""
+        raise ModelError(f"'{one_line(self.name)}' is not stored in blocks.")
 
     def same_bytes(self, other: StoredTensor) -> bool:
         """Whether both hold the same values, compared piece by piece."""

@@ -30,15 +30,14 @@ from vramancer_cli.engine import architecture
 from vramancer_cli.engine.checkpoint import Checkpoint, open_checkpoint
 from vramancer_cli.engine.devices import empty_cache
 from vramancer_cli.engine.quant_layer import quantisable, quantise_layer
-from vramancer_cli.engine.quant_linear import rounding_errors
+from vramancer_cli.engine.rounding import Rounding
+from vramancer_cli.engine.stored_blocks import formats_of, packed_linears, readers, taken_over
 from vramancer_cli.engine.stored_tensor import StoredTensor
 from vramancer_cli.engine.tensors import DTYPES
 from vramancer_cli.engine.trace import Trace, trace_layers
 from vramancer_cli.errors import ModelError
 from vramancer_cli.models.facts import ModelFacts, WindowElements
-from vramancer_cli.telemetry import log
-
-_log = log.get("engine")
+from vramancer_cli.models.quantisation import Quantisable, saved_bytes
 
 Progress = Callable[[int, int], None]
 
@@ -65,8 +64,8 @@ def model_facts(folder: Path, ref: ModelRef) -> ModelFacts:
     model = architecture.build(checkpoint, torch.float32, ragged=trace.ragged)
     config = model.config.get_text_config()
     by_layer = parameters_by_layer(model)
-    layers = architecture.layers_of(model)
-    layer_count, layer_quantisable = len(layers), tuple(map(quantisable, layers))
+    layer_count = len(architecture.layers_of(model))
+    layer_quantisable = _quantisable(model, checkpoint)
     owned_tensors(model, checkpoint)
     head_elements = -(-HEAD_COPIES * config.vocab_size // HEAD_ROW_TOKENS)
     return ModelFacts(
@@ -100,14 +99,32 @@ def parameters_by_layer(model: PreTrainedModel) -> Counter[int | None]:
     return counts
 
 
-def weights_bytes(model: PreTrainedModel, quantize: WeightFormat = "none") -> int:
-    """The bytes of the weights that `model`, on meta, still has: in the dtypes that it was built with, or quantised."""
+def weights_bytes(model: PreTrainedModel, quantize: WeightFormat = "none", checkpoint: Checkpoint | None = None) -> int:
+    """The bytes of the weights that `model`, on meta, still has: in the dtypes that it was built with, or quantised.
+
+    `checkpoint`: where they come from, which may have some of them in blocks that are taken over.
+    """
     tied = model.all_tied_weights_keys
     plain_bytes = sum(tensor.nbytes for name, tensor in model.state_dict().items() if name not in tied)
     if quantize == "none":
         return plain_bytes
-    parts = [quantisable(layer) for layer in architecture.layers_of(model)]
-    return plain_bytes - sum(part.parameters * model.dtype.itemsize - part.held_bytes(quantize) for part in parts)
+    dtype = next(name for name, kind in DTYPES.items() if kind == model.dtype)
+    return plain_bytes - sum(saved_bytes(parts, quantize, dtype) for parts in _quantisable(model, checkpoint))
+
+
+def _quantisable(model: PreTrainedModel, checkpoint: Checkpoint | None) -> tuple[tuple[Quantisable, ...], ...]:
+    """By layer."""
+    packed = _packed(model, checkpoint)
+    return tuple(quantisable(layer, formats_of(packed[n])) for n, layer in enumerate(architecture.layers_of(model)))
+
+
+def _packed(model: PreTrainedModel, checkpoint: Checkpoint | None) -> list[dict[str, StoredTensor]]:
+    """By layer and name in it: the linear weights that the checkpoint has in blocks that can be held as they are."""
+    layers, prefix = architecture.layers_of(model), architecture.layer_prefix(model)
+    if checkpoint is None or not any(tensor.packed_as for tensor in checkpoint.tensors.values()):
+        return [{} for _ in layers]
+    places = read_as(model, checkpoint)
+    return [packed_linears(layer, f"{prefix}{n}.", checkpoint.tensors, places) for n, layer in enumerate(layers)]
 
 
 def owned_tensors(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[int | None, list[StoredTensor]]:
@@ -148,28 +165,21 @@ def load_into(
     missing = set(model.state_dict())
     loaded_bytes = 0
     progress(0, total_bytes)
-    layers = architecture.layers_of(model)
+    layers, packed = architecture.layers_of(model), _packed(model, checkpoint)
+    rounding = Rounding(quantize)
     for layer, group in owned.items():
-        missing &= _load_group(model, group, mapping, device)
+        taken = taken_over(packed[layer], quantize) if layer is not None else {}
+        missing &= _load_group(model, [tensor for tensor in group if tensor not in taken.values()], mapping, device)
         if layer is not None and quantize != "none":
-            _log_second_rounding(layers[layer], layer, group, quantize)
-            quantise_layer(layers[layer], quantize)
+            rounding.note(layers[layer], layer, group, taken)
+            quantise_layer(layers[layer], quantize, readers(taken, device))
             empty_cache(device)
         loaded_bytes += sum(tensor.size_bytes for tensor in group)
         progress(loaded_bytes, total_bytes)
-    _tie(model, missing)
+    rounding.log()
+    _tie(model, missing & set(model.state_dict()))
     architecture.fill_buffers(model, device)
     _refuse_unfilled(model)
-
-
-def _log_second_rounding(
-    module: torch.nn.Module, layer: int, group: Iterable[StoredTensor], quantize: WeightFormat
-) -> None:
-    """Weights that the checkpoint holds in blocks of its own are rounded anew: say what that changes."""
-    stored = sorted({tensor.packed_as for tensor in group} - {""})
-    if stored:
-        errors = {name: f"{error:.2%}" for name, error in rounding_errors(module, quantize).items()}
-        _log.info("weights rounded a second time", layer=layer, stored=stored, held=quantize, changed=errors)
 
 
 def _load_group(

@@ -8,7 +8,7 @@ from typing import Final
 
 from transport.messages import ModelRef
 from transport.types import DTYPE_BYTES, LayerRange, WeightFormat
-from vramancer_cli.models.quantisation import Quantisable
+from vramancer_cli.models.quantisation import Quantisable, quantising_bytes, saved_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +32,8 @@ class ModelFacts:
     `state_elements_per_sequence[i]`: recurrent state that layer i keeps per sequence, however long; () where no layer
     keeps any.
     `workspace_elements_per_token`: the most that is alive at once while one token row passes a layer or the head.
-    `context_tokens`: the longest context that the checkpoint declares. `layer_quantisable[i]`: the part of layer i
-    that a quantised plan holds in its format; empty: no part of any.
+    `context_tokens`: the longest context that the checkpoint declares. `layer_quantisable[i]`: the weights of layer i
+    that a quantised plan holds in its format; empty: none of any.
     """
 
     ref: ModelRef
@@ -46,7 +46,7 @@ class ModelFacts:
     ends_parameters: int
     kv_elements_per_token: tuple[int, ...]
     workspace_elements_per_token: int
-    layer_quantisable: tuple[Quantisable, ...] = ()
+    layer_quantisable: tuple[tuple[Quantisable, ...], ...] = ()
     state_elements_per_sequence: tuple[int, ...] = ()
     windows: tuple[WindowElements, ...] = ()
 
@@ -54,13 +54,18 @@ class ModelFacts:
     def layer_count(self) -> int:
         return len(self.layer_parameters)
 
+    @property
+    def is_stored_packed(self) -> bool:
+        """Whether the checkpoint has weights of layers in a format that can be taken over without loss."""
+        return any(part.stored for parts in self.layer_quantisable for part in parts)
+
     def layer_bytes(self, dtype: str, quantize: WeightFormat = "none") -> tuple[int, ...]:
         """What each layer's weights take."""
         plain = tuple(count * DTYPE_BYTES[dtype] for count in self.layer_parameters)
         if quantize == "none" or not self.layer_quantisable:
             return plain
         pairs = zip(plain, self.layer_quantisable, strict=True)
-        return tuple(size - part.parameters * DTYPE_BYTES[dtype] + part.held_bytes(quantize) for size, part in pairs)
+        return tuple(size - saved_bytes(parts, quantize, dtype) for size, parts in pairs)
 
     def weights_bytes(self, layers: LayerRange, dtype: str, quantize: WeightFormat = "none") -> int:
         return sum(self.layer_bytes(dtype, quantize)[layers.start : layers.end])
@@ -70,7 +75,7 @@ class ModelFacts:
         if quantize == "none" or not self.layer_quantisable:
             return 0
         pairs = zip(self.layer_parameters, self.layer_quantisable, strict=True)
-        return max(part.quantising_bytes(count, dtype, self.checkpoint_dtype) for count, part in pairs)
+        return max(quantising_bytes(parts, quantize, count, dtype, self.checkpoint_dtype) for count, parts in pairs)
 
     def ends_bytes(self, dtype: str) -> int:
         return self.ends_parameters * DTYPE_BYTES[dtype]

@@ -89,6 +89,14 @@ def test_a_family_whose_layers_are_no_list_is_refused(tmp_path: Path):
         architecture.container_name(model)
 
 
+def test_a_family_is_refused_in_the_variant_that_cannot_be_split(tmp_path: Path):
+    make_family(tmp_path, "doge", 0)
+    architecture.build(open_checkpoint(tmp_path), torch.float32)
+    with pytest.raises(ModelError, match="several tokens of a prompt together") as refused:
+        architecture.read_config(open_checkpoint(with_config(tmp_path, tmp_path / "mixing", is_moe=True)))
+    assert "whole on one node" in refused.value.hint
+
+
 @pytest.mark.parametrize(
     ("changes", "why"),
     [

@@ -7,18 +7,35 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from vramancer_cli.engine import architecture, families
-from vramancer_cli.engine.families import FamilyError, import_modelling, supported_families
+from vramancer_cli.engine.families import (
+    FamilyError,
+    declared_families,
+    import_modelling,
+    supported_families,
+    why_whole,
+)
 
 COMPOSITE = ("dots3_note", "qwen3_5", "qwen3_5_moe")
 """Declare no plan themselves, but are built from a text config that does."""
 
 
 def test_every_family_that_declares_a_plan_is_there() -> None:
-    found = supported_families()
+    found = declared_families()
     assert len(found) == len(set(found)) == 85 + len(COMPOSITE), "the pinned transformers has these"
     assert list(found) == sorted(found)
     assert set(found) >= {"llama", "mistral", "mixtral", "qwen3", "gemma2", "gpt_oss", "phi3", "gpt_neox", *COMPOSITE}
     assert set(found).isdisjoint({"gpt2", "bert", "vit", "gemma3"}), "no plan, or no model of the text part alone"
+
+
+def test_a_family_that_is_refused_at_load_is_not_called_supported() -> None:
+    assert set(declared_families()) - set(supported_families()) == {"hrm_text"}
+    assert len(families.WHOLE_ONLY) <= 8
+
+
+@pytest.mark.parametrize(("mixes", "refused"), [(True, True), (False, False)])
+def test_a_variant_that_mixes_tokens_is_refused_with_the_reason(mixes: bool, refused: bool) -> None:
+    assert bool(why_whole(CONFIG_MAPPING["doge"](is_moe=mixes))) == refused
+    assert why_whole(CONFIG_MAPPING["llama"]()) == ""
 
 
 @pytest.mark.parametrize("family", COMPOSITE)

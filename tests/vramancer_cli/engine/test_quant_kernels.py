@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from transport.types import WeightFormat
 from vramancer_cli.engine import quant_kernels
-from vramancer_cli.engine.quant import QuantisedWeight, quantise
+from vramancer_cli.engine.quant import QuantisedWeight, rounded_to
 from vramancer_cli.engine.quant_kernels import (
     Case,
+    CpuHalves,
     CpuInt4,
+    CudaHalves,
     CudaInt4,
     Dequantise,
     Make,
@@ -23,13 +24,16 @@ from vramancer_cli.engine.quant_kernels import (
     is_right,
     kernel_for,
 )
+from vramancer_cli.models.quantisation import INT4, INT8, INT8_GROUPED, Format
 
 CPU = torch.device("cpu")
-KERNELS: list[tuple[Make, WeightFormat]] = [
-    (OnednnInt8, "int8"), (TorchInt8, "int8"), (Dequantise, "int8"), (CpuInt4, "int4"), (Dequantise, "int4"),
+FORMATS = (INT8, INT8_GROUPED, INT4, Format(4, 64), Format(4, 128))
+KERNELS: list[tuple[Make, Format]] = [
+    (OnednnInt8, INT8), (TorchInt8, INT8), (CpuHalves, INT8_GROUPED),
+    *((CpuInt4, held) for held in FORMATS if held.bits == 4), *((Dequantise, held) for held in FORMATS),
 ]  # fmt: skip
 EVERY_KERNEL = pytest.mark.parametrize(
-    ("make", "quantize"), KERNELS, ids=[f"{make.__name__}-{quantize}" for make, quantize in KERNELS]
+    ("make", "held"), KERNELS, ids=[f"{make.__name__}-{held.bits}-{held.group}" for make, held in KERNELS]
 )
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 
@@ -38,8 +42,8 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def weight(quantize: WeightFormat, rows: int = 208, columns: int = 512) -> QuantisedWeight:
-    return quantise(noise(rows, columns, seed=1), quantize)
+def weight(held: Format, rows: int = 208, columns: int = 512) -> QuantisedWeight:
+    return rounded_to(held, noise(rows, columns, seed=1))
 
 
 def expected(rows: torch.Tensor, quantised: QuantisedWeight) -> torch.Tensor:
@@ -47,7 +51,7 @@ def expected(rows: torch.Tensor, quantised: QuantisedWeight) -> torch.Tensor:
 
 
 def test_every_candidate_of_this_machine_is_tested_here():
-    found = {(make, quantize) for quantize in ("int8", "int4") for make in candidates(quantize, CPU)}
+    found = {(make, held) for held in FORMATS for make in candidates(held, CPU)}
     assert found == set(KERNELS)
 
 
@@ -55,9 +59,9 @@ def test_every_candidate_of_this_machine_is_tested_here():
 @DTYPES
 @pytest.mark.parametrize("count", [1, 3, 16, 40])
 def test_a_kernel_is_within_a_hundredth_of_its_dequantised_weight(
-    make: Make, quantize: WeightFormat, dtype: torch.dtype, count: int
+    make: Make, held: Format, dtype: torch.dtype, count: int
 ):
-    quantised = weight(quantize)
+    quantised = weight(held)
     rows = noise(count, 512).to(dtype)
     found = make(quantised)(rows)
     reference = expected(rows, quantised)
@@ -67,7 +71,7 @@ def test_a_kernel_is_within_a_hundredth_of_its_dequantised_weight(
 
 @pytest.mark.parametrize("make", [OnednnInt8, TorchInt8])
 def test_nearly_all_of_an_int8_kernels_error_is_the_rounding_of_its_rows(make: Make):
-    quantised = weight("int8")
+    quantised = weight(INT8)
     rows = noise(16, 512)
     steps = rows.abs().amax(1, keepdim=True) / 127
     rounded = (rows / steps).round() * steps
@@ -76,10 +80,8 @@ def test_nearly_all_of_an_int8_kernels_error_is_the_rounding_of_its_rows(make: M
 
 @EVERY_KERNEL
 @DTYPES
-def test_an_outlier_beside_a_request_does_not_change_a_bit_of_it(
-    make: Make, quantize: WeightFormat, dtype: torch.dtype
-):
-    kernel = make(weight(quantize))
+def test_an_outlier_beside_a_request_does_not_change_a_bit_of_it(make: Make, held: Format, dtype: torch.dtype):
+    kernel = make(weight(held))
     rows = noise(16, 512).to(dtype)
     wild = rows.clone()
     wild[5] *= 1000
@@ -90,10 +92,10 @@ def test_an_outlier_beside_a_request_does_not_change_a_bit_of_it(
     assert not torch.equal(calm[5], stormy[5])
 
 
-@pytest.mark.parametrize(("make", "quantize"), [pair for pair in KERNELS if pair[0] is not Dequantise])
-def test_a_request_alone_gets_the_bits_that_it_gets_in_a_batch(make: Make, quantize: WeightFormat):
+@pytest.mark.parametrize(("make", "held"), [pair for pair in KERNELS if pair[0] is not Dequantise])
+def test_a_request_alone_gets_the_bits_that_it_gets_in_a_batch(make: Make, held: Format):
     """More than the grade "stable" promises; the ordinary product, and with it the fallback, does not do as much."""
-    kernel = make(weight(quantize))
+    kernel = make(weight(held))
     rows = noise(48, 512).to(torch.bfloat16)
     together = kernel(rows)
     assert all(
@@ -104,34 +106,34 @@ def test_a_request_alone_gets_the_bits_that_it_gets_in_a_batch(make: Make, quant
 @DTYPES
 def test_int8_kernels_give_the_same_bits(dtype: torch.dtype):
     """So it does not matter which one a node measures to be the fastest."""
-    quantised = weight("int8", columns=4096)
+    quantised = weight(INT8, columns=4096)
     rows = noise(7, 4096).to(dtype)
     assert torch.equal(OnednnInt8(quantised)(rows), TorchInt8(quantised)(rows))  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("make", [OnednnInt8, TorchInt8])
 def test_the_largest_int8_sums_do_not_overflow(make: Make):
-    quantised = quantise(torch.ones(16, 4096), "int8")
+    quantised = rounded_to(INT8, torch.ones(16, 4096))
     assert torch.allclose(make(quantised)(torch.ones(2, 4096)), torch.tensor(4096.0), rtol=1e-5)
 
 
 @EVERY_KERNEL
-def test_what_is_not_finite_does_not_look_finite_afterwards(make: Make, quantize: WeightFormat):
+def test_what_is_not_finite_does_not_look_finite_afterwards(make: Make, held: Format):
     rows = noise(3, 512)
     rows[1, 7] = float("nan")
     rows[2, 7] = float("inf")
-    finite = torch.isfinite(make(weight(quantize))(rows)).all(dim=1)
+    finite = torch.isfinite(make(weight(held))(rows)).all(dim=1)
     assert finite.tolist() == [True, False, False]
 
 
 def test_int4_packed_in_slices_is_int4_packed_at_once():
-    quantised = quantise(noise(1008, 2048), "int4")
+    quantised = rounded_to(INT4, noise(1008, 2048))
     whole = torch.ops.aten._convert_weight_to_int4pack_for_cpu(quantised.unpack(slice(None)).int(), 1)  # pyright: ignore
     assert torch.equal(CpuInt4(quantised)._packed, whole)  # pyright: ignore[reportArgumentType]
 
 
 def test_the_choice_is_one_that_was_right_and_is_kept():
-    case = Case("int8", (256, 512), torch.float32, CPU, torch.get_num_threads())
+    case = Case(INT8, (256, 512), torch.float32, CPU, torch.get_num_threads())
     assert choose(case) in (OnednnInt8, TorchInt8)
     assert choose(case) is choose(case)
     assert choose.cache_info().hits >= 1
@@ -139,7 +141,7 @@ def test_the_choice_is_one_that_was_right_and_is_kept():
 
 def test_a_shape_that_no_kernel_takes_falls_back():
     """The CPU's int4 layout has outputs by 16."""
-    assert isinstance(kernel_for(quantise(noise(200, 64), "int4"), torch.float32), Dequantise)
+    assert isinstance(kernel_for(rounded_to(INT4, noise(200, 64)), torch.float32), Dequantise)
 
 
 class Wrong(OnednnInt8):
@@ -163,20 +165,21 @@ def broken(_quantised: Any) -> Any:
 def test_a_kernel_that_is_wrong_or_absent_is_never_chosen(monkeypatch: pytest.MonkeyPatch, make: Make):
     monkeypatch.setattr(quant_kernels, "candidates", lambda *_: (make, Dequantise))
     choose.cache_clear()
-    assert isinstance(kernel_for(weight("int8"), torch.float32), Dequantise)
+    assert isinstance(kernel_for(weight(INT8), torch.float32), Dequantise)
     choose.cache_clear()
 
 
 @EVERY_KERNEL
-def test_a_right_kernel_passes_the_trial(make: Make, quantize: WeightFormat):
-    quantised = weight(quantize)
+def test_a_right_kernel_passes_the_trial(make: Make, held: Format):
+    quantised = weight(held)
     assert is_right(make(quantised), quantised, torch.bfloat16)
-    another = quantise(noise(208, 512, seed=2), quantize)
+    another = rounded_to(held, noise(208, 512, seed=2))
     assert not is_right(make(another), quantised, torch.bfloat16)
 
 
 def test_other_devices_have_the_fallback_at_least():
     for kind in ("mps", "xpu", "cuda"):
-        for quantize in ("int8", "int4"):
-            assert candidates(quantize, torch.device(kind))[-1] is Dequantise
-    assert candidates("int4", torch.device("cuda")) == (CudaInt4, Dequantise)
+        for held in FORMATS:
+            assert candidates(held, torch.device(kind))[-1] is Dequantise
+    assert candidates(INT4, torch.device("cuda")) == (CudaInt4, Dequantise)
+    assert candidates(INT8_GROUPED, torch.device("cuda")) == (CudaHalves, Dequantise)

@@ -9,7 +9,7 @@ import pytest
 from tests.helpers.planning_values import capacity, model_facts, settings
 from transport.types import DeviceKind, LayerRange
 from vramancer_cli.models.facts import WindowElements
-from vramancer_cli.models.quantisation import Quantisable
+from vramancer_cli.models.quantisation import Quantisable, quantising_bytes
 from vramancer_cli.planning.memory import SMALL_MODEL_BYTES, Pieces, choose_dtype, context_tokens, price
 
 SMALL = model_facts(checkpoint_dtype="float16")
@@ -102,13 +102,13 @@ def test_what_is_asked_for_is_taken() -> None:
 
 
 def test_a_quantised_plan_pays_for_what_is_held_and_once_for_making_it():
-    part = Quantisable(parameters=640, rows=10, largest=640)
-    facts = model_facts((700, 700), quantisable=(part, part))
+    part = Quantisable(outputs=10, inputs=64)
+    facts = model_facts((700, 700), quantisable=((part,), (part,)))
     for quantize, held in (("int8", 640 + 40), ("int4", 320 + 80)):
         chosen = replace(settings(dtype="bfloat16"), quantize=quantize)
         costs = price(facts, chosen, "bfloat16")
         assert costs.weights_bytes == (60 * 2 + held,) * 2
-        assert costs.workspace_bytes == part.quantising_bytes(700, "bfloat16", "bfloat16")
+        assert costs.workspace_bytes == quantising_bytes([part], quantize, 700, "bfloat16", "bfloat16")
         assert costs.ends_bytes == price(facts, settings(), "bfloat16").ends_bytes
     assert price(facts, settings(), "bfloat16").weights_bytes == (1400, 1400)
 

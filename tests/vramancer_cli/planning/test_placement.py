@@ -229,8 +229,8 @@ def test_a_plan_without_head_or_with_a_node_twice_is_a_bug(nodes: Nodes) -> None
 
 
 def test_a_quantised_plan_says_so_is_sound_and_fits_where_the_plain_one_does_not():
-    part = Quantisable(parameters=64_000, rows=64, largest=8000)
-    facts = model_facts((64_000,) * 8, quantisable=(part,) * 8)
+    part = Quantisable(outputs=8, inputs=1024, count=8)
+    facts = model_facts((65_536,) * 8, quantisable=((part,),) * 8)
     quantised = replace(settings(dtype="bfloat16"), quantize="int4")
     most = facts.weights_bytes(LayerRange(0, 8), "bfloat16", "int4") + facts.quantising_bytes("bfloat16", "int4")
     nodes = [capacity(0, most + 10_000)]

@@ -38,7 +38,11 @@ class StepRow(msgspec.Struct, frozen=True, array_like=True):
     replaces the whole table. Group 0 holds every token's keys and values. Group 1 exists where the plan has state
     slots: its table is one slot, the sequence's recurrent state, which is empty at `start` 0. `outputs`: of how many
     of the row's last tokens the last stage sends back the final hidden states: 0 none, 1 the one that is sampled from,
-    more for prompt log-probabilities and embeddings; at most `count`.
+    more for prompt log-probabilities, embeddings and drafted tokens; at most `count`.
+
+    Drafted tokens stand at the end of a row, and those that turn out wrong are taken back by the sequence's next row:
+    its `start` is then lower than the tokens that the stages have, by at most `outputs` - 1 of the row before, and
+    every stage forgets what lies from there on. No row of a plan with state slots may do so.
     """
 
     sequence: Natural

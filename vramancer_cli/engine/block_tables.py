@@ -17,12 +17,17 @@ from vramancer_cli.errors import IntegrityError
 
 @dataclass(frozen=True, slots=True)
 class BlockTable:
-    """A sequence's blocks in token order, how many tokens have been written into them, and its state slot."""
+    """A sequence's blocks in token order, how many tokens have been written into them, and its state slot.
+
+    `certain`: so many of the tokens stay. Those behind them may have been drafted wrongly, and the next row takes them
+    back: all but the first of the last row's tokens whose outputs were wanted.
+    """
 
     blocks: tuple[int, ...]
     tokens: int
     consecutive: bool
     state: int | None
+    certain: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +112,26 @@ class BlockTables:
             self._blocks.let_go(old.blocks)
             table = self._extended(row, ())
         elif old is not None:
-            _refuse(row.start != old.tokens, row, f"starts at {row.start}, but {old.tokens} tokens are here")
+            self._take_back(row, old)
             table = self._extended(row, old.blocks) if row.blocks[0] else old.blocks
         else:
             table = self._extended(row, ())
         self._write(row, table)
         consecutive = old.consecutive if old and table is old.blocks else _are_consecutive(table)
-        return BlockTable(table, row.start + row.count, consecutive, self._state_after(row, tables))
+        end = row.start + row.count
+        return BlockTable(table, end, consecutive, self._state_after(row, tables), end - max(0, row.outputs - 1))
+
+    def _take_back(self, row: StepRow, old: BlockTable) -> None:
+        """Forget the tokens from the row's start on; only such as may have been drafted wrongly.
+
+        Never of a model with recurrent states, which stand after the last token only.
+        """
+        certain = old.tokens if self._state_slots else old.certain
+        _refuse(not certain <= row.start <= old.tokens, row, f"starts at {row.start}, but {old.tokens} tokens are here")
+        size = self._block_tokens
+        for index in range(row.start // size, -(-old.tokens // size)):
+            _refuse(self._blocks.holders(old.blocks[index]) != 1, row, "takes back what another sequence reads")
+            self._blocks.write(old.blocks[index], max(0, row.start - index * size))
 
     def _check_numbers(self, row: StepRow) -> None:
         end = row.start + row.count

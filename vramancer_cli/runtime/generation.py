@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -83,7 +83,8 @@ class Generation:
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Generated, None]:
         async with aclosing(self._items(request, _prompt_scores(request))) as items:
             async for item in items:
-                yield _generated(item)
+                for generated in _generated(item):
+                    yield generated
 
     def drop(self, request_id: str, choice: int) -> None:
         if self._session is not None:
@@ -133,11 +134,14 @@ class _Item:
     emitted: Emitted | None
 
 
-def _generated(item: _Item) -> Generated:
+def _generated(item: _Item) -> Iterator[Generated]:
+    """Token by token, as if each had come by itself: what follows must not depend on how many came in one trip."""
     token_ids = item.emitted.token_ids if item.emitted else ()
-    scores = (item.output.score,) if token_ids and item.output.score else ()
     finish_reason = item.emitted.finish_reason if item.emitted else None
-    return Generated(token_ids, finish_reason, item.choice, scores, item.output.prompt_scores)
+    for place in range(len(token_ids) - 1):
+        yield Generated(token_ids[place : place + 1], None, item.choice, item.output.scores[place : place + 1])
+    last = slice(max(0, len(token_ids) - 1), len(token_ids))
+    yield Generated(token_ids[last], finish_reason, item.choice, item.output.scores[last], item.output.prompt_scores)
 
 
 @dataclass(eq=False, slots=True)
@@ -270,7 +274,7 @@ class _Session:
     def _commit(self, scheduled: Scheduled, results: list[RowOutput], now: float) -> None:
         if len(results) != len(scheduled.readouts):
             raise StepMismatchError(f"{len(results)} results came for {len(scheduled.readouts)} readouts.")
-        tokens = [result.token for result in results if result.token is not None]
+        tokens = [token for result in results for token in result.tokens]
         emitted = {item.sequence: item for item in self.scheduler.commit(scheduled.step, tokens, now)}
         for readout, result in zip(scheduled.readouts, results, strict=True):
             self._hand_out(readout.sequence, result, emitted.get(readout.sequence), now)

@@ -66,9 +66,14 @@ class CacheAllocator:
             return False
         return any(other.prompt_digest == sequence.prompt_digest and other.cached_tokens < last for other in running)
 
-    def grow(self, sequence: Sequence) -> bool:
-        """A block for the next token, if it begins one; False when none is free."""
-        needed = self._pool.blocks_for(sequence.cached_tokens + 1) - len(sequence.blocks)
+    def room(self, sequence: Sequence, reserve: int) -> int:
+        """How many tokens more its blocks hold, with those that are free while `reserve` of them stay so."""
+        blocks = len(sequence.blocks) + max(0, self._pool.free_count - reserve)
+        return blocks * self._pool.block_tokens - sequence.cached_tokens
+
+    def grow(self, sequence: Sequence, count: int = 1) -> bool:
+        """Blocks for the next `count` tokens, as far as they begin any; False when too few are free."""
+        needed = max(0, self._pool.blocks_for(sequence.cached_tokens + count) - len(sequence.blocks))
         if needed > self._pool.free_count:
             return False
         sequence.blocks.extend(self._pool.take(needed, after=sequence.blocks[-1]))

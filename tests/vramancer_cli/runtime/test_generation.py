@@ -310,7 +310,7 @@ def test_choices_have_seeds_of_their_own_and_come_all_or_not_at_all() -> None:
             read = ArithmeticEnds.read
 
             def watched(self: ArithmeticEnds, rows: list[int], readouts: Sequence[Readout]) -> list[RowOutput]:
-                seeds.extend(readout.draw.sampling.seed for readout in readouts if readout.draw)
+                seeds.extend(draw.sampling.seed for readout in readouts for draw in readout.draws)
                 return read(self, rows, readouts)
 
             bench.pipeline_bench.pipeline._ends.read = watched.__get__(bench.pipeline_bench.pipeline._ends)

@@ -240,7 +240,7 @@ def test_results_that_do_not_match_are_refused_and_change_nothing() -> None:
     s = scheduler()
     add(s, 1)
     scheduled = start(s)
-    with pytest.raises(StepMismatchError, match="samples 1 rows, 2 tokens came"):
+    with pytest.raises(StepMismatchError, match="draws 1 tokens, 2 came"):
         s.commit(scheduled.step, [1, 2], 0.0)
     with pytest.raises(StepMismatchError, match="Step 0 of epoch 4 is not in flight"):
         s.commit(msgspec.structs.replace(scheduled.step, epoch=4), [1], 0.0)

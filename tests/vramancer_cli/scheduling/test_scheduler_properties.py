@@ -29,6 +29,7 @@ LIMITS = st.builds(
     max_in_flight=st.integers(1, 3),
     state_slots=st.sampled_from((0, 0, 0, 1, 4)),
     prefix_cache=st.booleans(),
+    draft=st.sampled_from((0, 0, 1, 3, 16, None)),
 )
 PROMPTS = st.lists(st.integers(0, 5), min_size=1, max_size=5).map(tuple)
 ARRIVALS = st.tuples(
@@ -77,11 +78,13 @@ def test_a_long_random_run() -> None:
         bench.drain()
         seen.update(steps=bench.steps, ended=len(bench.done), preempted=bench.preemptions)
         seen.update(copies=bench.copies, shared=bench.shared, reused=bench.scheduler.reused_tokens)
+        seen.update(right=bench.right, wrong=bench.wrong)
     # The run must have seen what it is for.
     assert seen["ended"] > RANDOM_STEPS / 20
     assert min(seen["preempted"], seen["copies"], seen["refused"]) > RANDOM_STEPS / 200
     assert seen["shared"] > RANDOM_STEPS / 50
     assert seen["reused"] > RANDOM_STEPS / 10
+    assert min(seen["right"], seen["wrong"]) > RANDOM_STEPS / 50
 
 
 def make_random_move(bench: Bench, requests: RandomRequests, rng: random.Random) -> int:

@@ -55,7 +55,9 @@ class EngineBench:
         block_count: int = 220,
         prefix_cache: bool = True,
         draft: int | None = 0,
+        clearances: bool = True,
     ) -> None:
+        self._clearances = clearances
         self.engine = TorchEngine("cpu", limit_bytes=1 << 29, threads=1)
         self.plan = make_plan(
             self.engine,
@@ -127,7 +129,7 @@ class EngineBench:
             came = emitted.get(readout.sequence)
             _take(answer, output, came)
             self._count(came)
-            drawn = len(came.token_ids) + (came.finish_reason == "stop") if came is not None else 0
+            drawn = len(came.token_ids) + (came.finish_reason == "stop") if came and self._clearances else 0
             for row, draw in enumerate(readout.draws[:drawn], start=end - len(readout.draws)):
                 answer.clearances.append(clearance(self._ends.logits(crossing.hidden[row : row + 1]), draw))
 

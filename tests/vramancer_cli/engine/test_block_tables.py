@@ -227,3 +227,38 @@ def test_a_row_that_contradicts_the_states_is_refused_and_changes_nothing(
         states.apply(step(stateful(3, 0, 1, 0, (0,)) if wrong.sequence == 1 else stateful(1, 2, 1, 1, ()), wrong))
     [placed] = states.apply(step(stateful(1, 2, 1, 1, ())))
     assert placed.state == 2
+
+
+def test_drafted_tokens_are_taken_back_on_every_block_that_they_lie_in(tables: BlockTables):
+    tables.apply(step(row(1, 6, 8, 2, (5, 6), outputs=8)))
+    [placed] = tables.apply(step(row(1, 7, 1, 4, (), outputs=1)))
+    assert (placed.start, placed.end, placed.blocks) == (7, 8, (3, 4, 5, 6))
+    tables.check_integrity()
+    with pytest.raises(RemoteProtocolError, match="starts at 12, but 8 tokens are here"):
+        tables.apply(step(row(2, 12, 1, 0, (3, 4, 5, 7)), ended=(1,)))
+    [placed] = tables.apply(step(row(1, 8, 6, 4, (), outputs=1)))
+    assert placed.end == 14
+
+
+@pytest.mark.parametrize("start", [5, 12, 15])
+def test_no_more_is_taken_back_than_was_drafted(tables: BlockTables, start: int):
+    tables.apply(step(row(1, 6, 8, 2, (5, 6), outputs=2)))
+    with pytest.raises(RemoteProtocolError, match=f"starts at {start}, but 14 tokens are here"):
+        tables.apply(step(row(1, start, 1, 4, ())))
+    tables.apply(step(row(1, 13, 1, 4, (), outputs=1)))
+    with pytest.raises(RemoteProtocolError, match="starts at 13, but 14 tokens are here"):
+        tables.apply(step(row(1, 13, 1, 4, ())))
+
+
+def test_nothing_is_taken_back_that_another_sequence_reads(tables: BlockTables):
+    tables.apply(step(row(1, 6, 2, 2, (), outputs=2)))
+    tables.apply(step(row(2, 8, 1, 0, (3, 4, 7))))
+    with pytest.raises(RemoteProtocolError, match="takes back what another sequence reads"):
+        tables.apply(step(row(1, 7, 1, 2, ())))
+
+
+def test_a_recurrent_state_cannot_be_taken_back():
+    tables = BlockTables(10, BLOCK_TOKENS, 20, state_slots=2)
+    tables.apply(step(StepRow(1, 0, 3, (0, 0), ((3,), (1,)), outputs=3)))
+    with pytest.raises(RemoteProtocolError, match="starts at 2, but 3 tokens are here"):
+        tables.apply(step(StepRow(1, 2, 1, (1, 1), ((), ()), outputs=1)))

@@ -19,6 +19,7 @@ from vramancer_cli.models.sampling import Sampling
 from vramancer_cli.runtime.contracts import EmbeddingRequest, Generated, GenerationRequest
 from vramancer_cli.runtime.pipeline import Pipeline
 from vramancer_cli.runtime.rate import TokenRate
+from vramancer_cli.runtime.trips import TripCount
 from vramancer_cli.scheduling.scheduler import Emitted, Scheduled, Scheduler, StepMismatchError
 
 STEP_DEADLINE_S = 120.0
@@ -45,12 +46,16 @@ class Generation:
         on_activity: Callable[[], None],
         *,
         prefix_cache: bool = True,
+        draft: int | None = None,
     ) -> None:
+        """`draft`: how many tokens are guessed beforehand, None: as many as pay (see scheduling)."""
         self.name = name
         self.folder = folder
         self.context_tokens = context_tokens
         self.created_s = created_s
         self.rate = TokenRate()
+        self.trips = TripCount()
+        self._draft = draft
         self._on_activity = on_activity
         self._prefix_cache = prefix_cache
         self._session: _Session | None = None
@@ -67,7 +72,7 @@ class Generation:
 
     def serve(self, plan: Plan, pipeline: Pipeline, on_broken: Broken) -> None:
         """Take requests with this plan from now on."""
-        self._session = _Session(plan, pipeline, self.rate, on_broken, self._prefix_cache)
+        self._session = _Session(plan, pipeline, self.rate, on_broken, self._prefix_cache, self.trips, self._draft)
 
     async def stop(self, error: VramancerError) -> None:
         """End every running and waiting request with `error`; refuse new ones with its sentence."""
@@ -170,7 +175,16 @@ class _Flight:
 class _Session:
     """One epoch of generation: a scheduler, a pipeline, and the task that drives them."""
 
-    def __init__(self, plan: Plan, pipeline: Pipeline, rate: TokenRate, on_broken: Broken, prefix_cache: bool) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        pipeline: Pipeline,
+        rate: TokenRate,
+        on_broken: Broken,
+        prefix_cache: bool,
+        trips: TripCount,
+        draft: int | None,
+    ) -> None:
         self.scheduler = Scheduler(
             epoch=plan.epoch,
             block_count=plan.block_count,
@@ -178,12 +192,14 @@ class _Session:
             max_step_tokens=plan.max_step_tokens,
             state_slots=plan.state_slots,
             prefix_cache=prefix_cache,
+            draft=draft,
             max_running=MAX_RUNNING,
             max_waiting=MAX_WAITING,
             max_in_flight=len(plan.stages),
         )
         self._pipeline = pipeline
         self._rate = rate
+        self._trips = trips
         self._on_broken = on_broken
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
@@ -283,6 +299,7 @@ class _Session:
         """`emitted` is None for a part of a prompt, and for what was aborted meanwhile, of which nobody hears."""
         if emitted is not None:
             self._rate.add(len(emitted.token_ids), now)
+            self._trips.add(emitted)
         answers = self._answers.get(sequence)
         if answers is None:
             return

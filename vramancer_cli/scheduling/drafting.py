@@ -7,13 +7,9 @@ and where more tokens take as much longer. Pure.
 
 from __future__ import annotations
 
-from typing import Final
-
 from vramancer_cli.scheduling.sequence import Sequence
 from vramancer_cli.scheduling.step_cost import StepCost
-
-MOST_DRAFTED: Final = 16
-"""In one row. Stages keep what they need to take so many tokens back, and few guesses further ahead are right."""
+from vramancer_cli.settings import MOST_DRAFTED
 
 
 class Load:

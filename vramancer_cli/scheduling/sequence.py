@@ -176,5 +176,5 @@ class Sequence:
         blocks = tuple(self.blocks)
         self.blocks.clear()
         self.announced_blocks = self.cached_tokens = 0
-        self.copies, self.state_slot = (), -1
+        self.copies, self.state_slot, self.draft = (), -1, ()
         return blocks

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.helpers import arithmetic_engine
 from tests.helpers.arithmetic_engine import VOCABULARY, ArithmeticEnds, answer, final_rows
 from tests.helpers.pipeline_bench import SMALL, WHOLE, PipelineBench
 from tests.helpers.simulated_cluster import node_id
@@ -26,14 +27,15 @@ LOST = NodeLostError("'attic' was lost.", node="attic")
 class GenerationBench:
     """A generation that serves on a pipeline; `activity` has (running, waiting) whenever it changed."""
 
-    def __init__(self, *limits_bytes: int) -> None:
+    def __init__(self, *limits_bytes: int, draft: int | None = None) -> None:
+        self._draft = draft
         self.pipeline_bench = PipelineBench(*limits_bytes)
         self.activity: list[tuple[int, int]] = []
         self.broken: list[BaseException] = []
 
     async def __aenter__(self) -> GenerationBench:
         await self.pipeline_bench.__aenter__()
-        self.generation = Generation("arithmetic", Path(), 256, 0, self._note_activity)
+        self.generation = Generation("arithmetic", Path(), 256, 0, self._note_activity, draft=self._draft)
         self.generation.serve(self.pipeline_bench.plan, self.pipeline_bench.pipeline, self.broken.append)
         return self
 
@@ -287,6 +289,31 @@ def test_choices_come_by_their_numbers_and_one_may_be_dropped() -> None:
             assert tokens[0] == tokens[2] == answer([1, 2], 40)
             assert len(tokens[1]) in (5, 6) and sorted(finished) == [0, 2]
             assert bench.activity[-1] == (0, 0)
+
+    quietly(scene())
+
+
+@pytest.mark.parametrize("draft", [0, 1, 7, None])
+@pytest.mark.parametrize("limits_bytes", [(WHOLE,), (SMALL, SMALL, SMALL)])
+def test_guessed_tokens_come_one_by_one_as_if_none_had_been_guessed(
+    limits_bytes: tuple[int, ...], draft: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arithmetic_engine, "VOCABULARY", 2)  # so that something can be guessed
+
+    async def scene() -> None:
+        async with GenerationBench(*limits_bytes, draft=draft) as bench:
+            asked = GenerationRequest("r", (1, 0, 1), Sampling(0.0, top_logprobs=0), 60)
+            items = [item async for item in bench.generation.generate(asked)]
+            assert [item.token_ids for item in items] == [(token,) for token in answer([1, 0, 1], 60)]
+            assert [item.finish_reason for item in items] == [None] * 59 + ["length"]
+            assert [item.scores for item in items] == [
+                (TokenScore(token, -float(token)),) for token in answer([1, 0, 1], 60)
+            ]
+            trips = bench.generation.trips
+            if draft:
+                assert trips.tokens_per_trip and trips.tokens_per_trip > 1.2
+                assert trips.draft_acceptance and trips.draft_acceptance < 0.9
+            assert (trips.draft_acceptance is None) == (draft == 0)
 
     quietly(scene())
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from vramancer_cli.models.sampling import Sampling
-from vramancer_cli.scheduling.drafting import MOST_DRAFTED, Drafting, Load
+from vramancer_cli.scheduling.drafting import Drafting, Load
 from vramancer_cli.scheduling.sequence import Sequence
+from vramancer_cli.settings import MOST_DRAFTED
 
 FILE = tuple(range(100, 160))
 

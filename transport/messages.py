@@ -34,11 +34,14 @@ class StepRow(msgspec.Struct, frozen=True, array_like=True):
     """One sequence's share of a step.
 
     The sequence has `start` tokens in its KV cache; this step adds `count` more. `blocks[g]` are block ids newly
-    given in cache group g, to be placed in the block table from index `first_block[g]` on; a `first_block` of 0
-    replaces the whole table. Group 0 holds every token's keys and values. Group 1 exists where the plan has state
-    slots: its table is one slot, the sequence's recurrent state, which is empty at `start` 0. `outputs`: of how many
-    of the row's last tokens the last stage sends back the final hidden states: 0 none, 1 the one that is sampled from,
-    more for prompt log-probabilities, embeddings and drafted tokens; at most `count`.
+    given in cache group g, to be placed in the block table from index `first_block[g]` on; a `first_block[0]` of 0
+    with blocks replaces the whole tables. Group 0 holds every token's keys and values. Then follows a group for each
+    of `Plan.windows`: before a row runs, stages and head drop from its table what lies before the tokens that windows
+    from `start` on, and a short rollback, can see (models.cache_window); a table that begins there begins with
+    `first_block[g]`. The last group exists where the plan has state slots: its table is one slot, the sequence's
+    recurrent state, which is empty at `start` 0. `outputs`: of how many of the row's last tokens the last stage sends
+    back the final hidden states: 0 none, 1 the one that is sampled from, more for prompt log-probabilities, embeddings
+    and drafted tokens; at most `count`.
 
     Drafted tokens stand at the end of a row, and those that turn out wrong are taken back by the sequence's next row:
     its `start` is then lower than the tokens that the stages have, by at most `outputs` - 1 of the row before, and
@@ -113,14 +116,22 @@ class StagePlan(msgspec.Struct, frozen=True):
         return self.weights_bytes + self.kv_bytes + self.workspace_bytes
 
 
+class WindowGroup(msgspec.Struct, frozen=True, array_like=True):
+    """A cache group of the layers that look back `window_tokens` tokens: `block_count` blocks on every stage."""
+
+    window_tokens: Annotated[int, msgspec.Meta(ge=1)]
+    block_count: Natural
+
+
 class Plan(msgspec.Struct, frozen=True):
     """Who holds which layers. Stages are in pipeline order and cover all layers exactly once, none empty.
 
     `ends` is the node with embedding, final norm, output head and sampler (`ends_bytes` there, beside its stage).
-    `block_count` blocks of `block_tokens` tokens exist in cache group 0 on every stage, and `state_slots` recurrent
-    states of one sequence each in group 1: 0 for a model without, whose steps name one group only. A stage's
-    `kv_bytes` pay for both. `quantize`: what the layers' weights are held in, the same on every node; the ends, and all
-    that is computed, stay in `dtype`.
+    `block_count` blocks of `block_tokens` tokens exist in cache group 0 on every stage; each of `windows` is a group
+    more, for layers that look back no further; and `state_slots` recurrent states of one sequence each are the last
+    group: 0 for a model without, whose steps do not name that group. A stage's `kv_bytes` pay for all of them.
+    `quantize`: what the layers' weights are held in, the same on every node; the ends, and all that is computed, stay
+    in `dtype`.
     """
 
     epoch: Natural
@@ -136,6 +147,7 @@ class Plan(msgspec.Struct, frozen=True):
     state_slots: Natural = 0
     reasons: dict[NodeId, str] = {}
     quantize: WeightFormat = "none"
+    windows: tuple[WindowGroup, ...] = ()
 
 
 class NodeLoad(msgspec.Struct, frozen=True):

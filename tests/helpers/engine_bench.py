@@ -56,6 +56,7 @@ class EngineBench:
         prefix_cache: bool = True,
         draft: int | None = 0,
         clearances: bool = True,
+        sequences: int = 16,
     ) -> None:
         self._clearances = clearances
         self.engine = TorchEngine("cpu", limit_bytes=1 << 29, threads=1)
@@ -66,6 +67,7 @@ class EngineBench:
             max_step_tokens=max_step_tokens,
             block_tokens=block_tokens,
             block_count=block_count,
+            sequences=sequences,
         )
         self._stages = [self.engine.load_stage(folder, self.plan, index, no_progress) for index in range(stages)]
         self._ends = self.engine.load_ends(folder, self.plan, no_progress)
@@ -74,6 +76,7 @@ class EngineBench:
             block_count=self.plan.block_count,
             block_tokens=self.plan.block_tokens,
             max_step_tokens=self.plan.max_step_tokens,
+            windows=self.plan.windows,
             state_slots=self.plan.state_slots,
             prefix_cache=prefix_cache,
             draft=draft,

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from transport.messages import ModelRef
 from transport.types import Address, DeviceFacts, DeviceKind, NodeFacts, NodeId, Versions
-from vramancer_cli.models.facts import ModelFacts
+from vramancer_cli.models.facts import ModelFacts, WindowElements
 from vramancer_cli.models.quantisation import Quantisable
 from vramancer_cli.planning.facts import NodeCapacity, PlanSettings
 
@@ -27,6 +27,7 @@ def model_facts(
     ends: int = 2000,
     kv: tuple[int, ...] | None = None,
     state: tuple[int, ...] = (),
+    windows: tuple[WindowElements, ...] = (),
     workspace: int = 1,
     context_tokens: int = 4096,
     checkpoint_dtype: str = "bfloat16",
@@ -47,6 +48,7 @@ def model_facts(
         workspace_elements_per_token=workspace,
         layer_quantisable=quantisable,
         state_elements_per_sequence=state,
+        windows=windows,
     )
 
 
@@ -76,7 +78,10 @@ def models(draw: st.DrawFn, *, equal_layers: bool = False) -> ModelFacts:
     per_token = (draw(kv),) * count if equal_layers else tuple(draw(st.lists(kv, min_size=count, max_size=count)))
     workspace = draw(st.integers(0, 3))
     state = draw(st.sampled_from(((), (0,) * count, (draw(st.integers(1, 300)),) * count)))
-    return model_facts(layers, ends=draw(st.integers(0, 500)), kv=per_token, state=state, workspace=workspace)
+    windowed = tuple(elements * draw(st.integers(0, 1)) for elements in per_token)
+    windows = () if equal_layers or draw(st.booleans()) else (WindowElements(draw(st.integers(1, 30)), windowed),)
+    ends = draw(st.integers(0, 500))
+    return model_facts(layers, ends=ends, kv=per_token, state=state, windows=windows, workspace=workspace)
 
 
 @st.composite

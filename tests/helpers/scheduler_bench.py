@@ -6,6 +6,8 @@ import random
 from dataclasses import dataclass, field
 
 from tests.helpers.mirror_stage import VOCABULARY, MirrorStage, next_token
+from transport.messages import WindowGroup
+from vramancer_cli.models.cache_window import most_held_blocks
 from vramancer_cli.models.readout import NO_READING, PromptReading
 from vramancer_cli.models.sampling import Draw, Sampling
 from vramancer_cli.scheduling.scheduler import Scheduled, Scheduler
@@ -24,6 +26,7 @@ class Limits:
     state_slots: int = 0
     prefix_cache: bool = True
     draft: int | None = 0
+    windows: tuple[WindowGroup, ...] = ()
 
 
 @dataclass
@@ -70,7 +73,10 @@ class Bench:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.scheduler = Scheduler(epoch=1, **limits.__dict__)
-        self.stages = [MirrorStage(limits.block_count, limits.block_tokens, limits.state_slots) for _ in range(STAGES)]
+        self.stages = [
+            MirrorStage(limits.block_count, limits.block_tokens, limits.state_slots, limits.windows)
+            for _ in range(STAGES)
+        ]
         self.live: dict[int, Request] = {}
         self.done: list[Request] = []
         self.in_flight: list[Flight] = []
@@ -231,17 +237,28 @@ class Bench:
 def random_limits(rng: random.Random) -> Limits:
     """From a pool that holds one request only to one that holds all."""
     block_tokens = rng.choice((1, 2, 4, 8))
+    max_step_tokens = rng.choice((2, 3, 8, 32))
     return Limits(
         block_count=rng.randint(40, rng.choice((50, 200))) // block_tokens,
         block_tokens=block_tokens,
-        max_step_tokens=rng.choice((2, 3, 8, 32)),
+        max_step_tokens=max_step_tokens,
         max_running=rng.choice((1, 4, 8, 16)),
         max_waiting=rng.choice((2, 8, 30)),
         max_in_flight=rng.choice((1, 2, 3)),
         state_slots=rng.choice((0, 0, 0, 0, 3, 20)),
         prefix_cache=rng.random() < 0.7,
         draft=rng.choice((0, 1, 4, 16, None)),
+        windows=tuple(
+            window_group(rng.randint(1, 12), block_tokens, max_step_tokens, rng.randint(0, rng.choice((3, 100))))
+            for _ in range(rng.choice((0, 0, 1, 1, 2)))
+        ),
     )
+
+
+def window_group(window_tokens: int, block_tokens: int, max_step_tokens: int, more_blocks: int) -> WindowGroup:
+    """With `more_blocks` than one sequence needs at worst."""
+    least = most_held_blocks(window_tokens, max_step_tokens, block_tokens)
+    return WindowGroup(window_tokens, least + more_blocks)
 
 
 class RandomRequests:

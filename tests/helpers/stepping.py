@@ -1,6 +1,7 @@
 """Drives stages by hand-made steps, without scheduler or links: what a head does, in sixty lines.
 
-Block ids are given out in a shuffled order on request, so that tables are consecutive for some sequences only.
+Block ids are given out in a shuffled order on request, so that tables are consecutive for some sequences only. What a
+window has left behind is given out again at once.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ import torch
 from transport.codec import decode, encode
 from transport.contracts import Received, TensorBuffer
 from transport.framing import HEADER_BYTES, FrameHeader
-from transport.messages import Activation, ModelRef, Plan, StagePlan, Step, StepRow
+from transport.messages import Activation, ModelRef, Plan, StagePlan, Step, StepRow, WindowGroup
 from transport.types import LayerRange, WeightFormat
 from vramancer_cli.engine.boundary import Boundary
 from vramancer_cli.engine.ends import TorchEnds
 from vramancer_cli.engine.stage import PagedStage
 from vramancer_cli.engine.torch_engine import TorchEngine
+from vramancer_cli.models.cache_window import first_held_block, most_held_blocks
 from vramancer_cli.models.sampling import Draw, Sampling
 
 
@@ -40,13 +42,23 @@ def make_plan(
     block_tokens: int = 16,
     max_step_tokens: int = 64,
     sequences: int = 16,
+    windowed: bool = True,
 ) -> Plan:
-    """A plan with every stage on this engine's device: layers cut evenly, or as given."""
+    """A plan with every stage on this engine's device: layers cut evenly, or as given.
+
+    `windowed`: with a cache group for each length of window, as large as `sequences` ask for; else all is in group 0.
+    """
     ref = ModelRef("test", "folder", "", engine.digest(folder))
     facts = engine.model_facts(folder, ref)
     ranges = even_ranges(facts.layer_count, stages) if isinstance(stages, int) else stages
     device = engine.device_facts()
     state_slots = sequences if facts.has_state else 0
+    windows = {
+        part.window_tokens: sequences * most_held_blocks(part.window_tokens, max_step_tokens, block_tokens)
+        for part in facts.windows
+        if windowed
+    }
+    window_tokens = {window: count * block_tokens for window, count in windows.items()}
     return Plan(
         epoch=1,
         model=ref,
@@ -63,7 +75,7 @@ def make_plan(
                 device=device,
                 layers=layers,
                 weights_bytes=facts.weights_bytes(layers, dtype, quantize),
-                kv_bytes=facts.kv_bytes(layers, dtype, block_count * block_tokens)
+                kv_bytes=facts.kv_bytes(layers, dtype, block_count * block_tokens, window_tokens)
                 + facts.state_bytes(layers, state_slots),
                 workspace_bytes=max(facts.workspace_bytes(max_step_tokens), facts.quantising_bytes(dtype, quantize)),
             )
@@ -71,6 +83,7 @@ def make_plan(
         ),
         state_slots=state_slots,
         quantize=quantize,
+        windows=tuple(WindowGroup(*pair) for pair in windows.items()),
     )
 
 
@@ -90,7 +103,10 @@ def over_the_wire(step: Step, stage: int, buffers: Sequence[TensorBuffer]) -> Re
 
 @dataclass
 class Request:
-    """A prompt that joins at step `joins_at`; `generated` fills up to `max_tokens`."""
+    """A prompt that joins at step `joins_at`; `generated` fills up to `max_tokens`.
+
+    `held`: by cache group, its block ids by their number among the sequence's blocks.
+    """
 
     prompt: list[int]
     max_tokens: int
@@ -98,7 +114,7 @@ class Request:
     sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.0))
     generated: list[int] = field(default_factory=list[int])
     tokens_done: int = 0
-    blocks: list[int] = field(default_factory=list[int])
+    held: dict[int, dict[int, int]] = field(default_factory=dict[int, dict[int, int]])
     slot: int | None = None
     margins: list[float] = field(default_factory=list[float])
     logits: list[torch.Tensor] = field(default_factory=list[torch.Tensor])
@@ -121,9 +137,11 @@ class Driver:
             engine.load_stage(folder, plan, index, no_progress) for index in range(len(plan.stages))
         ]
         self.ends: TorchEnds = engine.load_ends(folder, plan, no_progress)
-        self.free = list(range(plan.block_count))[::-1]
-        if shuffle:
-            random.Random(5).shuffle(self.free)
+        counts = (plan.block_count, *(window.block_count for window in plan.windows))
+        self.free = [list(range(count))[::-1] for count in counts]  # by cache group
+        for free in self.free if shuffle else ():
+            random.Random(5).shuffle(free)
+        self.most_held = [0] * len(counts)
         self.slots = list(range(plan.state_slots))
         self.number = 0
         self.ended: list[int] = []
@@ -153,10 +171,11 @@ class Driver:
         hidden = self.send(step, [token for _, _, tokens in chosen for token in tokens])
         self._take([pair[:2] for pair, row in zip(chosen, rows, strict=True) if row.outputs], hidden)
         for index, request in enumerate(requests):
-            if request.finished and request.blocks:
+            if request.finished and request.held:
                 self.ended.append(index)
-                self.free += request.blocks
-                request.blocks = []
+                for group, held in request.held.items():
+                    self.free[group] += held.values()
+                request.held = {}
                 self.slots += [] if request.slot is None else [request.slot]
 
     def send(self, step: Step, token_ids: Sequence[int]) -> Boundary:
@@ -167,18 +186,26 @@ class Driver:
         return boundary
 
     def _row(self, index: int, request: Request, count: int) -> StepRow:
-        start, first = request.tokens_done, len(request.blocks)
-        needed = -(-(start + count) // self.plan.block_tokens) - first
-        given = tuple(self.free.pop() for _ in range(needed))
-        request.blocks += given
-        outputs = int(count == len(request.pending))
+        start = request.tokens_done
+        given = [self._given(request, group, start, count) for group in range(len(self.free))]
+        if self.plan.state_slots:
+            request.slot = self.slots.pop() if start == 0 else request.slot
+            given.append((0, (request.slot,)) if start == 0 and request.slot is not None else (1, ()))
         request.tokens_done += count
-        if not self.plan.state_slots:
-            return StepRow(index, start, count, (first,), (given,), outputs)
-        if start == 0:
-            request.slot = self.slots.pop()
-            return StepRow(index, start, count, (first, 0), (given, (request.slot,)), outputs)
-        return StepRow(index, start, count, (first, 1), (given, ()), outputs)
+        first_block, blocks = zip(*given, strict=True)
+        return StepRow(index, start, count, first_block, blocks, int(len(request.pending) == 0))
+
+    def _given(self, request: Request, group: int, start: int, count: int) -> tuple[int, tuple[int, ...]]:
+        """The number of the first block that the row brings in this group, and the ids."""
+        size, free, held = self.plan.block_tokens, self.free[group], request.held.setdefault(group, {})
+        first = max(held, default=-1) + 1
+        for number in list(held) if group else ():
+            if number < first_held_block(self.plan.windows[group - 1].window_tokens, start, size):
+                free.append(held.pop(number))
+        new = {number: free.pop() for number in range(first, -(-(start + count) // size))}
+        held |= new
+        self.most_held[group] = max(self.most_held[group], len(held))
+        return first, tuple(new.values())
 
     def _take(self, sampled: Sequence[tuple[int, Request]], output: Boundary) -> None:
         if not sampled:

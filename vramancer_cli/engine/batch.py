@@ -14,6 +14,7 @@ import torch
 
 from vramancer_cli.engine.attention import Options, attend_parts, attend_sequence, reads_parts
 from vramancer_cli.engine.block_tables import PlacedRow
+from vramancer_cli.engine.group_blocks import HeldTable
 from vramancer_cli.engine.kv_cache import KvPool
 
 PART_TOKENS: Final = 2048
@@ -30,10 +31,11 @@ class Stretch:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A row's place in the batch: tokens [first, first + count); its sequence's K and V: the first `end` tokens.
+    """A row's place in the batch: tokens [first, first + count); its sequence's K and V, from position `behind` on to
+    `end`. In a window's group `behind` is the beginning of the first block held, else 0.
 
     `whole` is where all of them lie, `parts` the same cut into PART_TOKENS each; `parts` is empty unless there are
-    several and the row has one token.
+    several, the row has one token, and nothing lies behind.
     """
 
     first: int
@@ -42,6 +44,7 @@ class Span:
     end: int
     whole: Stretch
     parts: tuple[Stretch, ...]
+    behind: int = 0
 
 
 NO_KEEPERS: Final[Mapping[int, int]] = {}
@@ -50,9 +53,9 @@ NO_KEEPERS: Final[Mapping[int, int]] = {}
 class Batch:
     """The AttentionContext of one step.
 
-    `positions` [1, T] int64, `slots` [T] int64 (where each new token's K and V go), `outputs` [R] int64 (the index
-    of each token whose final hidden state is wanted), all on the pool's device. `keepers`: layers that attend to
-    what another layer keeps, and that layer.
+    `positions` [1, T] int64, `slots` [groups, T] int64 (where each new token's K and V go, by cache group), `outputs`
+    [R] int64 (the index of each token whose final hidden state is wanted), all on the pool's device. `spans`: by cache
+    group, one for each row. `keepers`: layers that attend to what another layer keeps, and that layer.
     """
 
     def __init__(
@@ -61,10 +64,11 @@ class Batch:
         self._pool = pool
         self._keepers = keepers
         positions = [position for row in rows for position in range(row.start, row.end)]
-        slots = [slot for row in rows for slot in _slots(row, pool.block_tokens)]
-        both = torch.tensor([positions, slots], dtype=torch.int64).to(device)
-        self.positions, self.slots = both[:1], both[1]
-        self.spans = _spans(rows, pool.block_tokens, device)
+        groups = range(1 + len(rows[0].windows))
+        slots = [[slot for row in rows for slot in _slots(row, group, pool.block_tokens)] for group in groups]
+        both = torch.tensor([positions, *slots], dtype=torch.int64).to(device)
+        self.positions, self.slots = both[:1], both[1:]
+        self.spans = [_spans(rows, group, pool.block_tokens, device) for group in groups]
         self.outputs = torch.tensor(_outputs(rows), dtype=torch.int64).to(device)
 
     def attend(
@@ -72,9 +76,10 @@ class Batch:
     ) -> torch.Tensor:
         """Keep the new K and V, then attend row by row, so that no row feels its neighbours. Gives [T, heads, size]."""
         kept = self._keepers.get(layer, layer)
+        group = self._pool.group(kept)
         if kept == layer:
-            self._pool.write(layer, self.slots, key, value)
-        parts = [self._attend_span(kept, span, query, options) for span in self.spans]
+            self._pool.write(layer, self.slots[group], key, value)
+        parts = [self._attend_span(kept, span, query, options) for span in self.spans[group]]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _attend_span(self, layer: int, span: Span, query: torch.Tensor, options: Options) -> torch.Tensor:
@@ -83,7 +88,7 @@ class Batch:
             parts = (read(self._pool, layer, part) for part in span.parts)
             return attend_parts(own, parts, options).transpose(0, 1)
         key, value = read(self._pool, layer, span.whole)
-        return attend_sequence(own, key, value, span.start, options).transpose(0, 1)
+        return attend_sequence(own, key, value, span.start - span.behind, options).transpose(0, 1)
 
 
 def read(pool: KvPool, layer: int, stretch: Stretch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -94,12 +99,12 @@ def read(pool: KvPool, layer: int, stretch: Stretch) -> tuple[torch.Tensor, torc
 
 
 class SpanPlace:
-    """The Place of one row's sequence: its new tokens, and all that the pool holds of it."""
+    """The Place of one row's sequence: its new tokens, and all that the pool holds of it, in group 0."""
 
     def __init__(self, batch: Batch, span: Span, pool: KvPool) -> None:
         self.start = span.start
         self._span = span
-        self._slots = batch.slots.narrow(0, span.first, span.count)
+        self._slots = batch.slots[0].narrow(0, span.first, span.count)
         self._pool = pool
 
     def keep(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -108,10 +113,12 @@ class SpanPlace:
         return read(self._pool, layer, self._span.whole)
 
 
-def _slots(row: PlacedRow, block_tokens: int) -> list[int]:
+def _slots(row: PlacedRow, group: int, block_tokens: int) -> list[int]:
+    table = row.groups[group]
+    blocks, behind = table.blocks, table.first * block_tokens
     return [
-        row.blocks[position // block_tokens] * block_tokens + position % block_tokens
-        for position in range(row.start, row.end)
+        blocks[position // block_tokens] * block_tokens + position % block_tokens
+        for position in range(row.start - behind, row.end - behind)
     ]
 
 
@@ -120,28 +127,32 @@ def _outputs(rows: Sequence[PlacedRow]) -> list[int]:
     return [token for end, row in zip(ends, rows, strict=True) for token in range(end - row.outputs, end)]
 
 
-def _spans(rows: Sequence[PlacedRow], block_tokens: int, device: torch.device) -> list[Span]:
+def _spans(rows: Sequence[PlacedRow], group: int, block_tokens: int, device: torch.device) -> list[Span]:
     spans: list[Span] = []
     first = 0
     for row in rows:
-        count = row.end - row.start
-        whole = _stretch(row, 0, row.end, block_tokens, device)
-        spans.append(Span(first, count, row.start, row.end, whole, _parts(row, block_tokens, device)))
+        count, table = row.end - row.start, row.groups[group]
+        behind = table.first * block_tokens
+        whole = _stretch(table, 0, row.end - behind, block_tokens, device)
+        parts = () if group or count > 1 else _parts(table, row.end, block_tokens, device)
+        spans.append(Span(first, count, row.start, row.end, whole, parts, behind))
         first += count
     return spans
 
 
-def _parts(row: PlacedRow, block_tokens: int, device: torch.device) -> tuple[Stretch, ...]:
-    if row.end - row.start > 1 or row.end <= PART_TOKENS:
+def _parts(table: HeldTable, end: int, block_tokens: int, device: torch.device) -> tuple[Stretch, ...]:
+    if end <= PART_TOKENS:
         return ()
     size = max(1, PART_TOKENS // block_tokens) * block_tokens
-    ends = [*range(size, row.end, size), row.end]
-    return tuple(_stretch(row, start, end, block_tokens, device) for start, end in zip([0, *ends], ends, strict=False))
+    ends = [*range(size, end, size), end]
+    return tuple(
+        _stretch(table, start, stop, block_tokens, device) for start, stop in zip([0, *ends], ends, strict=False)
+    )
 
 
-def _stretch(row: PlacedRow, start: int, end: int, block_tokens: int, device: torch.device) -> Stretch:
-    """Where tokens [start, end) lie; `start` begins a block."""
-    used = row.blocks[start // block_tokens : -(-end // block_tokens)]
-    if row.consecutive or used == tuple(range(used[0], used[0] + len(used))):
+def _stretch(table: HeldTable, start: int, end: int, block_tokens: int, device: torch.device) -> Stretch:
+    """Where the table's tokens [start, end) lie; `start` begins a block."""
+    used = table.blocks[start // block_tokens : -(-end // block_tokens)]
+    if table.consecutive or used == tuple(range(used[0], used[0] + len(used))):
         return Stretch(end - start, used[0] * block_tokens)
     return Stretch(end - start, torch.tensor(used, dtype=torch.int64).to(device))

@@ -1,4 +1,4 @@
-"""Every live sequence's block table on one stage, learnt from steps alone: whose token lies where.
+"""Every live sequence's block tables on one stage, learnt from steps alone: whose token lies where, by cache group.
 
 What a step says is checked against what earlier steps said; a step that contradicts them changes nothing.
 Must never decide which block a sequence gets, and never touch the memory. No torch.
@@ -6,35 +6,35 @@ Must never decide which block a sequence gets, and never touch the memory. No to
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from transport.errors import RemoteProtocolError
-from transport.messages import BlockCopy, Step, StepRow
-from vramancer_cli.engine.block_ledger import BlockLedger
+from transport.messages import Step, StepRow, WindowGroup
+from vramancer_cli.engine.group_blocks import GroupBlocks, HeldTable, refuse
 from vramancer_cli.errors import IntegrityError
 
 
 @dataclass(frozen=True, slots=True)
 class BlockTable:
-    """A sequence's blocks in token order, how many tokens have been written into them, and its state slot.
+    """A sequence's blocks in each group, how many tokens have been written into them, and its state slot.
 
     `certain`: so many of the tokens stay. Those behind them may have been drafted wrongly, and the next row takes them
     back: all but the first of the last row's tokens whose outputs were wanted.
     """
 
-    blocks: tuple[int, ...]
+    groups: tuple[HeldTable, ...]
     tokens: int
-    consecutive: bool
     state: int | None
     certain: int
 
 
 @dataclass(frozen=True, slots=True)
 class PlacedRow:
-    """A step's row with the whole table that it leads to: new tokens at positions [start, end).
+    """A step's row with the whole tables that it leads to: new tokens at positions [start, end).
 
-    `state`: the slot of the sequence's recurrent state, empty at `start` 0; None for a model that keeps none.
+    `blocks` are those of group 0, from the first token on; `windows` the tables of the groups behind it. `state`: the
+    slot of the sequence's recurrent state, empty at `start` 0; None for a model that keeps none.
     """
 
     start: int
@@ -43,83 +43,105 @@ class PlacedRow:
     consecutive: bool
     outputs: int
     state: int | None = None
+    windows: tuple[HeldTable, ...] = ()
+
+    @property
+    def groups(self) -> tuple[HeldTable, ...]:
+        return HeldTable(self.blocks, self.consecutive), *self.windows
 
 
 class BlockTables:
-    """The tables of `block_count` blocks, and of `state_slots` recurrent states where the model keeps them.
+    """The tables of `block_count` blocks and of the groups of `windows`, and of `state_slots` recurrent states where
+    the model keeps them.
 
-    Several sequences may have a block in their tables; only one that nobody else has may be written. A sequence that
-    is new here may begin behind its first token, where earlier steps wrote what lies before.
+    A sequence that is new here may begin behind its first token, where earlier steps wrote what lies before.
     """
 
-    def __init__(self, block_count: int, block_tokens: int, context_tokens: int, state_slots: int = 0) -> None:
-        self._block_tokens = block_tokens
+    def __init__(
+        self,
+        block_count: int,
+        block_tokens: int,
+        context_tokens: int,
+        state_slots: int = 0,
+        windows: Sequence[WindowGroup] = (),
+    ) -> None:
         self._context_tokens = context_tokens
         self._state_slots = state_slots
         self._tables: dict[int, BlockTable] = {}
-        self._blocks = BlockLedger(block_count)
+        self._groups = (
+            GroupBlocks(0, block_count, block_tokens),
+            *(
+                GroupBlocks(number, window.block_count, block_tokens, window.window_tokens)
+                for number, window in enumerate(windows, start=1)
+            ),
+        )
 
     def __len__(self) -> int:
         return len(self._tables)
 
     def apply(self, step: Step) -> list[PlacedRow]:
-        """Drop what ended, note the copies, then place each row. Nothing changes when RemoteProtocolError is raised."""
-        self._blocks.forget_changes()
-        kept = dict(self._tables)
+        """Drop what ended and what windows have left behind, note the copies, then place each row.
+
+        Nothing changes when RemoteProtocolError is raised.
+        """
+        for group in self._groups:
+            group.ledger.forget_changes()
+        tables = dict(self._tables)
         for sequence in step.ended:
-            if table := kept.pop(sequence, None):
-                self._blocks.let_go(table.blocks)
-        self._note_copies(step.copies)
-        seen: set[int] = set()
-        placed: list[PlacedRow] = []
-        for row in step.rows:
-            _refuse(row.sequence in seen, row, "stands twice in one step")
-            seen.add(row.sequence)
-            table = kept[row.sequence] = self._place(row, kept)
-            placed.append(PlacedRow(row.start, table.tokens, table.blocks, table.consecutive, row.outputs, table.state))
-        self._tables = kept
-        self._blocks.keep_changes()
+            if table := tables.pop(sequence, None):
+                self._let_go(table)
+        before = self._trimmed(step.rows, tables)
+        self._note_copies(step)
+        placed = [self._place(row, tables, before.get(row.sequence)) for row in step.rows]
+        self._tables = tables
+        for group in self._groups:
+            group.ledger.keep_changes()
         return placed
 
     def check_integrity(self) -> None:
         """Raises IntegrityError unless the blocks in use are exactly those of the tables, and hold their tokens."""
-        self._blocks.check_integrity(table.blocks for table in self._tables.values())
-        for sequence, table in self._tables.items():
-            if self._tokens_here(table.blocks, table.tokens) < table.tokens:
-                raise IntegrityError(f"The blocks of sequence {sequence} do not hold its {table.tokens} tokens.")
+        for number, group in enumerate(self._groups):
+            group.ledger.check_integrity(table.groups[number].blocks for table in self._tables.values())
+            for sequence, table in self._tables.items():
+                if group.tokens_here(table.groups[number], table.tokens) < table.tokens:
+                    raise IntegrityError(f"The blocks of sequence {sequence} do not hold its {table.tokens} tokens.")
         states = [table.state for table in self._tables.values() if table.state is not None]
         if len(set(states)) != len(states):
             raise IntegrityError("Two sequences have one recurrent state.")
 
-    def _note_copies(self, copies: tuple[BlockCopy, ...]) -> None:
-        """Each target is free, and nobody's source."""
-        sources = {copy.source for copy in copies}
-        targets: set[int] = set()
-        for copy in copies:
-            exists = copy.group == 0 and self._blocks.exists(copy.source) and self._blocks.exists(copy.target)
-            free = exists and not self._blocks.holders(copy.target)
-            clash = copy.target in targets or copy.target in sources
-            if not free or clash or not self._blocks.written_tokens(copy.source):
-                raise RemoteProtocolError(f"The step copies what cannot be copied: {copy}.")
-            targets.add(copy.target)
-            self._blocks.write(copy.target, self._blocks.written_tokens(copy.source))
+    def _let_go(self, table: BlockTable) -> None:
+        for group, held in zip(self._groups, table.groups, strict=True):
+            group.ledger.let_go(held.blocks)
 
-    def _place(self, row: StepRow, tables: Mapping[int, BlockTable]) -> BlockTable:
-        """The table after `row`, with its blocks held and written."""
-        self._check_numbers(row)
-        old = tables.get(row.sequence)
-        if old is not None and row.blocks[0] and row.first_block[0] == 0:
-            self._blocks.let_go(old.blocks)
-            table = self._extended(row, ())
-        elif old is not None:
+    def _note_copies(self, step: Step) -> None:
+        for copy in step.copies:
+            if copy.group >= len(self._groups):
+                raise RemoteProtocolError(f"The step copies what cannot be copied: {copy}.")
+        for group in self._groups:
+            group.note_copies(step.copies)
+
+    def _trimmed(self, rows: Sequence[StepRow], tables: Mapping[int, BlockTable]) -> dict[int, BlockTable]:
+        """The tables that rows go on from, without what their windows have left behind: before anybody gets that.
+
+        A row that replaces its tables goes on from none.
+        """
+        going_on: dict[int, BlockTable] = {}
+        seen: set[int] = set()
+        for row in rows:
+            refuse(row.sequence in seen, row, "stands twice in one step")
+            seen.add(row.sequence)
+            self._check_numbers(row)
+            old = tables.get(row.sequence)
+            if old is None:
+                continue
+            if row.blocks[0] and row.first_block[0] == 0:
+                self._let_go(old)
+                continue
             self._take_back(row, old)
-            table = self._extended(row, old.blocks) if row.blocks[0] else old.blocks
-        else:
-            table = self._extended(row, ())
-        self._write(row, table)
-        consecutive = old.consecutive if old and table is old.blocks else _are_consecutive(table)
-        end = row.start + row.count
-        return BlockTable(table, end, consecutive, self._state_after(row, tables), end - max(0, row.outputs - 1))
+            pairs = zip(self._groups, old.groups, strict=True)
+            trimmed = tuple(group.trim(held, row.start) for group, held in pairs)
+            going_on[row.sequence] = BlockTable(trimmed, row.start, old.state, row.start)
+        return going_on
 
     def _take_back(self, row: StepRow, old: BlockTable) -> None:
         """Forget the tokens from the row's start on; only such as may have been drafted wrongly.
@@ -127,50 +149,25 @@ class BlockTables:
         Never of a model with recurrent states, which stand after the last token only.
         """
         certain = old.tokens if self._state_slots else old.certain
-        _refuse(not certain <= row.start <= old.tokens, row, f"starts at {row.start}, but {old.tokens} tokens are here")
-        size = self._block_tokens
-        for index in range(row.start // size, -(-old.tokens // size)):
-            _refuse(self._blocks.holders(old.blocks[index]) != 1, row, "takes back what another sequence reads")
-            self._blocks.write(old.blocks[index], max(0, row.start - index * size))
+        refuse(not certain <= row.start <= old.tokens, row, f"starts at {row.start}, but {old.tokens} tokens are here")
+        for group, held in zip(self._groups, old.groups, strict=True):
+            group.take_back(row, held, old.tokens)
+
+    def _place(self, row: StepRow, tables: dict[int, BlockTable], before: BlockTable | None) -> PlacedRow:
+        """Put the table after `row` among `tables`, with its blocks held and written."""
+        held = before.groups if before else (None,) * len(self._groups)
+        full, *windows = (group.place(row, table) for group, table in zip(self._groups, held, strict=True))
+        state, end = self._state_after(row, tables), row.start + row.count
+        tables[row.sequence] = BlockTable((full, *windows), end, state, end - max(0, row.outputs - 1))
+        return PlacedRow(row.start, end, full.blocks, full.consecutive, row.outputs, state, tuple(windows))
 
     def _check_numbers(self, row: StepRow) -> None:
         end = row.start + row.count
-        _refuse(row.count < 1 or row.start < 0, row, f"adds {row.count} tokens at {row.start}")
-        _refuse(not 0 <= row.outputs <= row.count, row, f"wants {row.outputs} outputs of {row.count} tokens")
-        _refuse(end > self._context_tokens, row, f"grows to {end} tokens, over {self._context_tokens}")
-        groups, due = (len(row.first_block), len(row.blocks)), 2 if self._state_slots else 1
-        _refuse(groups != (due, due), row, f"names {groups} cache groups instead of {due}")
-
-    def _extended(self, row: StepRow, blocks: tuple[int, ...]) -> tuple[int, ...]:
-        """`blocks` and those given, which are the sequence's from now on."""
-        first, given = row.first_block[0], row.blocks[0]
-        _refuse(first != len(blocks), row, f"gets blocks at {first}, but its table has {len(blocks)}")
-        unknown = [block for block in given if not self._blocks.exists(block)]
-        _refuse(bool(unknown), row, f"gets a block that does not exist: {unknown[:1]} of {len(self._blocks)}")
-        extended = blocks + given
-        _refuse(len(set(extended)) != len(extended), row, "has the same block twice in its table")
-        self._blocks.hold(given)
-        return extended
-
-    def _write(self, row: StepRow, table: tuple[int, ...]) -> None:
-        """Refused where a token before `row` is missing, or somebody else has a block that it writes into."""
-        end, size = row.start + row.count, self._block_tokens
-        _refuse(len(table) * size < end, row, f"has {len(table)} blocks, too few for {end} tokens")
-        if row.first_block[0] == 0:
-            here = self._tokens_here(table, row.start)
-            _refuse(here < row.start, row, f"starts at {row.start}, but {here} tokens are here")
-        for index in range(row.start // size, (end - 1) // size + 1):
-            _refuse(self._blocks.holders(table[index]) != 1, row, "writes into another sequence's block")
-            self._blocks.write(table[index], min(size, end - index * size))
-
-    def _tokens_here(self, table: tuple[int, ...], most: int) -> int:
-        """How many of the first `most` tokens have been written into the blocks of `table`."""
-        size = self._block_tokens
-        for index, block in enumerate(table[: -(-most // size)]):
-            written = self._blocks.written_tokens(block)
-            if written < min(size, most - index * size):
-                return index * size + written
-        return most
+        refuse(row.count < 1 or row.start < 0, row, f"adds {row.count} tokens at {row.start}")
+        refuse(not 0 <= row.outputs <= row.count, row, f"wants {row.outputs} outputs of {row.count} tokens")
+        refuse(end > self._context_tokens, row, f"grows to {end} tokens, over {self._context_tokens}")
+        groups, due = (len(row.first_block), len(row.blocks)), len(self._groups) + bool(self._state_slots)
+        refuse(groups != (due, due), row, f"names {groups} cache groups instead of {due}")
 
     def _state_after(self, row: StepRow, tables: Mapping[int, BlockTable]) -> int | None:
         """The state slot after `row`: as it was, or given anew to a sequence that begins."""
@@ -178,21 +175,12 @@ class BlockTables:
             return None
         before = tables.get(row.sequence)
         old = before.state if before else None
-        first, given = row.first_block[1], row.blocks[1]
+        first, given = row.first_block[-1], row.blocks[-1]
         table = ((old,) if old is not None and first == 1 else ()) + given
-        _refuse(first != len(table) - len(given) or len(table) != 1, row, f"gets state slots {given} at {first}")
-        _refuse(not 0 <= table[0] < self._state_slots, row, f"gets state slot {table[0]} of {self._state_slots}")
+        refuse(first != len(table) - len(given) or len(table) != 1, row, f"gets state slots {given} at {first}")
+        refuse(not 0 <= table[0] < self._state_slots, row, f"gets state slot {table[0]} of {self._state_slots}")
         moved = row.start > 0 and table[0] != old
-        _refuse(moved, row, f"starts at {row.start} with another state than it had")
+        refuse(moved, row, f"starts at {row.start} with another state than it had")
         owned = any(other.state == table[0] for sequence, other in tables.items() if sequence != row.sequence)
-        _refuse(bool(given) and owned, row, "gets another sequence's state slot")
+        refuse(bool(given) and owned, row, "gets another sequence's state slot")
         return table[0]
-
-
-def _are_consecutive(blocks: tuple[int, ...]) -> bool:
-    return blocks == tuple(range(blocks[0], blocks[0] + len(blocks)))
-
-
-def _refuse(wrong: bool, row: StepRow, why: str) -> None:
-    if wrong:
-        raise RemoteProtocolError(f"The step contradicts the block tables: sequence {row.sequence} {why}.")

@@ -7,35 +7,46 @@ Must never decide which block a sequence gets, nor know a sequence: that is the 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import torch
 
 from transport.messages import BlockCopy
 from vramancer_cli.engine.trace import KvShape
 
+FULL: Final[Mapping[int, int]] = {}
+"""Every layer is in group 0."""
+
 
 class KvPool:
     """Keys and values of some layers, [block_count, block_tokens, kv_heads, size] each, on one device.
 
+    `block_counts` by cache group; `groups`: the layers that are in another group than 0, and which.
     A token's slot is `block id * block_tokens + offset`: the flat view [slots, kv_heads, size] is what is used.
     """
 
     def __init__(
         self,
         shapes: Mapping[int, KvShape],
-        block_count: int,
+        block_counts: Sequence[int],
         block_tokens: int,
         dtype: torch.dtype,
         device: torch.device,
+        groups: Mapping[int, int] = FULL,
     ) -> None:
-        def empty(heads: int, size: int) -> torch.Tensor:
-            return torch.empty(block_count, block_tokens, heads, size, dtype=dtype, device=device)
+        def empty(layer: int, heads: int, size: int) -> torch.Tensor:
+            return torch.empty(block_counts[self.group(layer)], block_tokens, heads, size, dtype=dtype, device=device)
 
         self.block_tokens = block_tokens
-        self.keys = {layer: empty(shape.heads, shape.key_size) for layer, shape in shapes.items()}
-        self.values = {layer: empty(shape.heads, shape.value_size) for layer, shape in shapes.items()}
+        self._groups = groups
+        self.keys = {layer: empty(layer, shape.heads, shape.key_size) for layer, shape in shapes.items()}
+        self.values = {layer: empty(layer, shape.heads, shape.value_size) for layer, shape in shapes.items()}
         self._flat_keys = {layer: tensor.flatten(0, 1) for layer, tensor in self.keys.items()}
         self._flat_values = {layer: tensor.flatten(0, 1) for layer, tensor in self.values.items()}
+
+    def group(self, layer: int) -> int:
+        """The cache group whose blocks hold its keys and values."""
+        return self._groups.get(layer, 0)
 
     def sizes(self, layer: int) -> tuple[int, int]:
         """Of a key and of a value."""
@@ -48,9 +59,11 @@ class KvPool:
 
     def copy(self, copies: Sequence[BlockCopy]) -> None:
         """Copy whole blocks, one after the other: no target is another one's source."""
-        for tensor in (*self.keys.values(), *self.values.values()):
+        for layer, keys in self.keys.items():
             for copy in copies:
-                tensor[copy.target].copy_(tensor[copy.source])
+                if copy.group == self.group(layer):
+                    for tensor in (keys, self.values[layer]):
+                        tensor[copy.target].copy_(tensor[copy.source])
 
     def clear(self) -> None:
         """Free all memory at once, whoever still refers to the pool."""
@@ -70,9 +83,16 @@ class KvPool:
         return key.transpose(0, 1), value.transpose(0, 1)
 
 
-def pool_bytes(shapes: Mapping[int, KvShape], tokens: int, dtype: torch.dtype) -> int:
-    """What a KvPool of `tokens` slots takes."""
-    return sum(shape.elements for shape in shapes.values()) * tokens * dtype.itemsize
+def pool_bytes(
+    shapes: Mapping[int, KvShape],
+    block_counts: Sequence[int],
+    block_tokens: int,
+    dtype: torch.dtype,
+    groups: Mapping[int, int] = FULL,
+) -> int:
+    """What such a KvPool takes."""
+    elements = sum(shape.elements * block_counts[groups.get(layer, 0)] for layer, shape in shapes.items())
+    return elements * block_tokens * dtype.itemsize
 
 
 def gather_bytes(shapes: Mapping[int, KvShape], tokens: int, dtype: torch.dtype) -> int:

@@ -6,10 +6,12 @@ belongs to the ends.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from transport.messages import WindowGroup
 from transport.types import LayerRange, WeightFormat
 from vramancer_cli.engine import architecture, weights
 from vramancer_cli.engine.attention import AttentionContext
@@ -46,6 +48,12 @@ class Shard:
         self.kv_shapes: dict[int, KvShape] = self.trace.kv_shapes_in(layers)
         self.keepers = self.trace.keepers_in(layers)
         self.state_elements = sum(self.trace.state_elements(layer) for layer in range(layers.start, layers.end))
+
+    def groups(self, windows: Sequence[WindowGroup]) -> dict[int, int]:
+        """The cache layers whose keys and values lie in another cache group than 0, and in which."""
+        numbers = {window.window_tokens: number for number, window in enumerate(windows, start=1)}
+        looks_back = {layer: self.trace.looks_back(layer) for layer in self.kv_shapes}
+        return {layer: numbers[tokens] for layer, tokens in looks_back.items() if tokens in numbers}
 
     def load(self, device: torch.device, progress: Progress) -> None:
         """Read the owned tensors to `device`. Raises ModelError."""

@@ -38,7 +38,9 @@ class PagedStage:
         self._plan = plan
         self._is_last = shard.layers.end == plan.stages[-1].layers.end
         self._loaded: tuple[Shard, KvPool, StatePool] | None = (shard, pool, StatePool(shard, plan.state_slots))
-        self._tables = BlockTables(plan.block_count, plan.block_tokens, plan.context_tokens, plan.state_slots)
+        self._tables = BlockTables(
+            plan.block_count, plan.block_tokens, plan.context_tokens, plan.state_slots, plan.windows
+        )
         self._device = device
         self._held = held
         self._count = count
@@ -94,7 +96,7 @@ def _run_each(
 ) -> Boundary:
     """Row by row, for layers that keep sequences apart only where each passes alone."""
     parts: list[Boundary] = []
-    for row, span in zip(rows, batch.spans, strict=True):
+    for row, span in zip(rows, batch.spans[0], strict=True):
         place = SpanPlace(batch, span, pool)
         own, positions = boundary.part(span.first, span.count), batch.positions.narrow(1, span.first, span.count)
         parts.append(shard.run_alone(own, positions, states.cache(row, place), place))
@@ -103,8 +105,14 @@ def _run_each(
 
 def cache_bytes(shard: Shard, plan: Plan) -> int:
     """What the blocks and the states of a plan take on a stage."""
-    blocks_bytes = pool_bytes(shard.kv_shapes, plan.block_count * plan.block_tokens, DTYPES[plan.dtype])
+    groups = shard.groups(plan.windows)
+    blocks_bytes = pool_bytes(shard.kv_shapes, _block_counts(plan), plan.block_tokens, DTYPES[plan.dtype], groups)
     return blocks_bytes + shard.state_elements * plan.state_slots * torch.float32.itemsize
+
+
+def _block_counts(plan: Plan) -> tuple[int, ...]:
+    """By cache group."""
+    return plan.block_count, *(window.block_count for window in plan.windows)
 
 
 def load_stage(
@@ -134,7 +142,8 @@ def load_stage(
     held = budget.reserve(f"Layers {placed.layers} of {plan.model.name}", total_bytes)
     try:
         shard.load(device, progress)
-        pool = KvPool(shard.kv_shapes, plan.block_count, plan.block_tokens, dtype, device)
+        groups = shard.groups(plan.windows)
+        pool = KvPool(shard.kv_shapes, _block_counts(plan), plan.block_tokens, dtype, device, groups)
     except BaseException:
         shard.unload()
         release(device, held)

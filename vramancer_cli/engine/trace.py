@@ -92,6 +92,26 @@ class Trace:
         shapes = [self.kv_shapes[index].elements for index, owner in self.decoder_layers.items() if owner == layer]
         return sum(shapes) + self.states.get(layer, (0, 0))[1]
 
+    def looks_back(self, index: int) -> int | None:
+        """How many tokens back anybody looks who attends to the keys and values of cache layer `index`; None: all.
+
+        Whoever runs row by row is handed all tokens, whatever its layers then leave out.
+        """
+        source = self.same_as.get(index, index)
+        readers = [source, *(other for other, kept in self.same_as.items() if kept == source)]
+        windows = [self.windows.get(reader, 0) for reader in readers]
+        return max(windows) if self.ragged and all(windows) else None
+
+    def window_elements(self, layer: int, window_tokens: int) -> int:
+        """The part of `kv_elements` that nobody needs behind a window of so many tokens."""
+        own = (index for index, owner in self.decoder_layers.items() if owner == layer)
+        return sum(self.kv_shapes[index].elements for index in own if self.looks_back(index) == window_tokens)
+
+    @property
+    def window_sizes(self) -> tuple[int, ...]:
+        """Every length of window, in tokens."""
+        return tuple(sorted({window for index in self.kv_shapes if (window := self.looks_back(index))}))
+
     def state_elements(self, layer: int) -> int:
         """Per sequence of decoder layer `layer`."""
         return self.states.get(layer, (0, 0))[0]

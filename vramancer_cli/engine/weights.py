@@ -35,7 +35,7 @@ from vramancer_cli.engine.stored_tensor import StoredTensor
 from vramancer_cli.engine.tensors import DTYPES
 from vramancer_cli.engine.trace import Trace, trace_layers
 from vramancer_cli.errors import ModelError
-from vramancer_cli.models.facts import ModelFacts
+from vramancer_cli.models.facts import ModelFacts, WindowElements
 from vramancer_cli.telemetry import log
 
 _log = log.get("engine")
@@ -79,6 +79,10 @@ def model_facts(folder: Path, ref: ModelRef) -> ModelFacts:
         layer_parameters=tuple(by_layer[index] for index in range(layer_count)),
         ends_parameters=by_layer[None],
         kv_elements_per_token=tuple(trace.kv_elements(index) for index in range(layer_count)),
+        windows=tuple(
+            WindowElements(tokens, tuple(trace.window_elements(index, tokens) for index in range(layer_count)))
+            for tokens in trace.window_sizes
+        ),
         state_elements_per_sequence=_states(trace, layer_count),
         workspace_elements_per_token=max(trace.live_elements, head_elements),
         layer_quantisable=layer_quantisable,

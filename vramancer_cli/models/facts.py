@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from transport.messages import ModelRef
 from transport.types import DTYPE_BYTES, LayerRange, WeightFormat
 from vramancer_cli.models.quantisation import Quantisable
+
+
+@dataclass(frozen=True, slots=True)
+class WindowElements:
+    """What of each layer's KV nobody reads behind the last `window_tokens` tokens, in elements per token."""
+
+    window_tokens: int
+    per_token: tuple[int, ...]
+
+
+EVERY_TOKEN: Final[Mapping[int, int]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +28,7 @@ class ModelFacts:
 
     `layer_parameters[i]`: weights of decoder layer i. `ends_parameters`: embedding, final norm and output head
     (tied weights once). `kv_elements_per_token[i]`: K plus V elements that layer i keeps per token.
+    `windows`: the parts of it that only a window of tokens is read of, one for each length of window.
     `state_elements_per_sequence[i]`: recurrent state that layer i keeps per sequence, however long; () where no layer
     keeps any.
     `workspace_elements_per_token`: the most that is alive at once while one token row passes a layer or the head.
@@ -34,6 +48,7 @@ class ModelFacts:
     workspace_elements_per_token: int
     layer_quantisable: tuple[Quantisable, ...] = ()
     state_elements_per_sequence: tuple[int, ...] = ()
+    windows: tuple[WindowElements, ...] = ()
 
     @property
     def layer_count(self) -> int:
@@ -60,8 +75,15 @@ class ModelFacts:
     def ends_bytes(self, dtype: str) -> int:
         return self.ends_parameters * DTYPE_BYTES[dtype]
 
-    def kv_bytes(self, layers: LayerRange, dtype: str, tokens: int) -> int:
-        return sum(self.kv_elements_per_token[layers.start : layers.end]) * tokens * DTYPE_BYTES[dtype]
+    def kv_bytes(
+        self, layers: LayerRange, dtype: str, tokens: int, window_tokens: Mapping[int, int] = EVERY_TOKEN
+    ) -> int:
+        """Of `tokens` tokens; where only a window is read whose length is in `window_tokens`, of as many as there."""
+        elements = sum(self.kv_elements_per_token[layers.start : layers.end]) * tokens
+        for part in self.windows:
+            kept = window_tokens.get(part.window_tokens, tokens)
+            elements += sum(part.per_token[layers.start : layers.end]) * (kept - tokens)
+        return elements * DTYPE_BYTES[dtype]
 
     @property
     def has_state(self) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from transport.types import DTYPE_BYTES, LayerRange, WeightFormat
+from vramancer_cli.models.cache_window import most_held_blocks
 from vramancer_cli.models.facts import ModelFacts
 from vramancer_cli.planning.facts import NodeCapacity, PlanSettings
 
@@ -37,54 +38,85 @@ def choose_dtype(requested: str, facts: ModelFacts, nodes: Sequence[NodeCapacity
 
 
 @dataclass(frozen=True, slots=True)
-class Costs:
-    """A model's price list at one dtype. `block_bytes[i]`, `state_bytes[i]`: one KV block and one state of layer i.
+class Pieces:
+    """What one cache group is made of, blocks or states: what one takes of each layer, the fewest that a plan can do
+    with, and the most that it can use. `window_tokens`: the group's window, 0 for none."""
 
-    `most_slots` is 0 for a model without recurrent state, `least_slots` then too.
-    """
+    layer_bytes: tuple[int, ...]
+    least: int
+    most: int
+    window_tokens: int = 0
+
+    def stage_bytes(self, layers: LayerRange, count: int) -> int:
+        return sum(self.layer_bytes[layers.start : layers.end]) * count
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """A model's price list at one dtype. `blocks`: of cache group 0; `windows`: of a group for each length of window
+    that is worth one; `states`: none are needed of a model without recurrent state."""
 
     ends_bytes: int
     workspace_bytes: int
     weights_bytes: tuple[int, ...]
-    block_bytes: tuple[int, ...]
-    state_bytes: tuple[int, ...]
-    least_blocks: int
-    most_blocks: int
-    most_slots: int
+    blocks: Pieces
+    windows: tuple[Pieces, ...]
+    states: Pieces
 
     @property
-    def least_slots(self) -> int:
-        return min(1, self.most_slots)
+    def groups(self) -> tuple[Pieces, ...]:
+        return self.blocks, *self.windows, self.states
 
-    def stage_kv_bytes(self, layers: LayerRange, block_count: int) -> int:
-        return sum(self.block_bytes[layers.start : layers.end]) * block_count
-
-    def stage_state_bytes(self, layers: LayerRange, slots: int) -> int:
-        return sum(self.state_bytes[layers.start : layers.end]) * slots
+    def stage_cache_bytes(self, layers: LayerRange, counts: Sequence[int]) -> int:
+        """With as many pieces of each group."""
+        return sum(group.stage_bytes(layers, count) for group, count in zip(self.groups, counts, strict=True))
 
     def stage_weights_bytes(self, layers: LayerRange) -> int:
         return sum(self.weights_bytes[layers.start : layers.end])
 
     def layer_bytes(self) -> tuple[int, ...]:
         """Each layer's weights and its cache for one context: the least that holding it takes, workspace aside."""
-        parts = zip(self.weights_bytes, self.block_bytes, self.state_bytes, strict=True)
-        return tuple(w + block * self.least_blocks + state * self.least_slots for w, block, state in parts)
+        caches = zip(*([size * group.least for size in group.layer_bytes] for group in self.groups), strict=True)
+        return tuple(weights + sum(cache) for weights, cache in zip(self.weights_bytes, caches, strict=True))
 
 
 def price(facts: ModelFacts, settings: PlanSettings, dtype: str) -> Costs:
     """The price list. The ends' bytes hold their own workspace: they are loaded beside a stage, not within it."""
     tokens = context_tokens(facts, settings)
+    windows = _windows(facts, settings, dtype)
+    nothing = {window.window_tokens: 0 for window in windows}
+    one_each = [LayerRange(index, index + 1) for index in range(facts.layer_count)]
     context_blocks = _blocks(tokens, settings.block_tokens)
+    blocks = Pieces(
+        tuple(facts.kv_bytes(layer, dtype, settings.block_tokens, nothing) for layer in one_each),
+        least=context_blocks + 1,
+        most=context_blocks * settings.max_sequences + 1,
+    )
+    most_states = settings.max_sequences if facts.has_state else 0
     return Costs(
         ends_bytes=facts.ends_bytes(dtype) + facts.workspace_bytes(settings.max_step_tokens),
         workspace_bytes=stage_workspace_bytes(facts, dtype, settings.quantize, tokens, settings.max_step_tokens),
         weights_bytes=facts.layer_bytes(dtype, settings.quantize),
-        block_bytes=tuple(count * settings.block_tokens * DTYPE_BYTES[dtype] for count in facts.kv_elements_per_token),
-        state_bytes=tuple(facts.state_bytes(LayerRange(i, i + 1), 1) for i in range(facts.layer_count)),
-        least_blocks=context_blocks + 1,
-        most_blocks=context_blocks * settings.max_sequences + 1,
-        most_slots=settings.max_sequences if facts.has_state else 0,
+        blocks=blocks,
+        windows=windows,
+        states=Pieces(tuple(facts.state_bytes(layer, 1) for layer in one_each), min(1, most_states), most_states),
     )
+
+
+def _windows(facts: ModelFacts, settings: PlanSettings, dtype: str) -> tuple[Pieces, ...]:
+    """A cache group for each length of window of which a sequence holds less than a whole context.
+
+    One block more than a sequence holds, for the next one that is admitted beside it: as many times as sequences run.
+    """
+    context_blocks = _blocks(context_tokens(facts, settings), settings.block_tokens)
+    block_bytes = settings.block_tokens * DTYPE_BYTES[dtype]
+    found: list[Pieces] = []
+    for part in facts.windows:
+        held = most_held_blocks(part.window_tokens, settings.max_step_tokens, settings.block_tokens)
+        if held < context_blocks:
+            sizes = tuple(elements * block_bytes for elements in part.per_token)
+            found.append(Pieces(sizes, held + 1, (held + 1) * settings.max_sequences, part.window_tokens))
+    return tuple(found)
 
 
 def stage_workspace_bytes(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from transport.messages import Plan, StagePlan
+from transport.messages import Plan, StagePlan, WindowGroup
 from transport.types import LayerRange, NodeId
 from vramancer_cli.errors import DoesNotFitError
 from vramancer_cli.models.facts import ModelFacts
@@ -21,9 +21,9 @@ from vramancer_cli.planning.partition import gaps, partition
 def place(facts: ModelFacts, nodes: Sequence[NodeCapacity], head: NodeId, settings: PlanSettings, epoch: int) -> Plan:
     """The head pays for the ends first; the layers, each with its KV for one context, go where room is left.
 
-    Every stage pays for its workspace. What is then left on the tightest stage becomes more KV blocks and, for
-    a model with recurrent state, slots for more sequences. The head's
-    stage comes first, then the others by limit, largest first, and node id. Raises DoesNotFitError with the exact
+    Every stage pays for its workspace. What is then left on the tightest stage becomes more blocks of each cache group
+    and, for a model with recurrent state, slots for more sequences. The head's stage comes first, then the others by
+    limit, largest first, and node id. Raises DoesNotFitError with the exact
     `missing_bytes` that, added to the node it names, would make the model fit.
     """
     order = _pipeline_order(nodes, head)
@@ -84,12 +84,11 @@ def _plan(
     offer: _Offer,
     ranges: tuple[LayerRange, ...],
 ) -> Plan:
-    state_slots = _state_slots(offer, ranges)
-    block_count = _block_count(offer, ranges, state_slots)
+    counts = _counts(offer, ranges)
+    block_count, *window_counts, state_slots = counts
     pairs = list(zip(offer.order, ranges, strict=True))
-    stages = {
-        node.node: _stage(offer.costs, node, layers, block_count, state_slots) for node, layers in pairs if len(layers)
-    }
+    stages = {node.node: _stage(offer.costs, node, layers, counts) for node, layers in pairs if len(layers)}
+    groups = zip(offer.costs.windows, window_counts, strict=True)
     return Plan(
         epoch=epoch,
         model=facts.ref,
@@ -103,42 +102,46 @@ def _plan(
         stages=tuple(stages.values()),
         quantize=settings.quantize,
         state_slots=state_slots,
+        windows=tuple(WindowGroup(group.window_tokens, count) for group, count in groups),
         reasons={node.node: _reason(offer, node, stages.get(node.node)) for node in offer.order},
     )
 
 
-def _state_slots(offer: _Offer, ranges: tuple[LayerRange, ...]) -> int:
-    """As many states as the tightest stage can hold in half of what it has over, or in all that blocks cannot use."""
+def _counts(offer: _Offer, ranges: tuple[LayerRange, ...]) -> list[int]:
+    """How many pieces of each cache group the tightest stages can hold.
+
+    Windows' blocks and states come first, each with half of what a stage has over, or with all that the blocks of group
+    0 could not use; then these; then the others once more, with what no block of group 0 fits into.
+    """
+    groups = offer.costs.groups
+    counts = [group.least for group in groups]
+    others = range(1, len(groups))
+    for number, share in (*((other, 2) for other in others), (0, 1), *((other, 1) for other in others)):
+        counts[number] += _more(offer, ranges, counts, number, share)
+    return counts
+
+
+def _more(offer: _Offer, ranges: tuple[LayerRange, ...], counts: Sequence[int], number: int, share: int) -> int:
+    """How many pieces of group `number` every stage can hold beside `counts`, in one of `share` parts of its room."""
     costs = offer.costs
-    count = costs.most_slots
+    blocks, group = costs.blocks, costs.groups[number]
+    more = group.most - counts[number]
     for room, layers in zip(offer.rooms(), ranges, strict=True):
-        per_slot = costs.stage_state_bytes(layers, 1)
-        if per_slot:
-            spare = room - sum(costs.layer_bytes()[layers.start : layers.end])
-            unused = spare - costs.stage_kv_bytes(layers, costs.most_blocks - costs.least_blocks)
-            count = min(count, costs.least_slots + max(spare // 2, unused) // per_slot)
-    return count
+        piece_bytes = group.stage_bytes(layers, 1)
+        if piece_bytes:
+            spare = room - costs.stage_weights_bytes(layers) - costs.stage_cache_bytes(layers, counts)
+            beyond_blocks = spare - blocks.stage_bytes(layers, blocks.most - blocks.least) if number else 0
+            more = min(more, max(spare // share, beyond_blocks) // piece_bytes)
+    return more
 
 
-def _block_count(offer: _Offer, ranges: tuple[LayerRange, ...], state_slots: int) -> int:
-    """As many blocks as the tightest stage can hold beside its states, at most `max_sequences` contexts."""
-    costs = offer.costs
-    count = costs.most_blocks
-    for room, layers in zip(offer.rooms(), ranges, strict=True):
-        per_block = costs.stage_kv_bytes(layers, 1)
-        if per_block:
-            taken = costs.stage_weights_bytes(layers) + costs.stage_state_bytes(layers, state_slots)
-            count = min(count, (room - taken) // per_block)
-    return count
-
-
-def _stage(costs: Costs, node: NodeCapacity, layers: LayerRange, block_count: int, state_slots: int) -> StagePlan:
+def _stage(costs: Costs, node: NodeCapacity, layers: LayerRange, counts: Sequence[int]) -> StagePlan:
     return StagePlan(
         node=node.node,
         device=node.device,
         layers=layers,
         weights_bytes=costs.stage_weights_bytes(layers),
-        kv_bytes=costs.stage_kv_bytes(layers, block_count) + costs.stage_state_bytes(layers, state_slots),
+        kv_bytes=costs.stage_cache_bytes(layers, counts),
         workspace_bytes=costs.workspace_bytes,
     )
 

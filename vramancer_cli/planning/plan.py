@@ -11,6 +11,7 @@ import msgspec
 
 from transport.messages import Plan
 from transport.types import NodeId
+from vramancer_cli.models.cache_window import most_held_blocks
 from vramancer_cli.models.facts import ModelFacts
 from vramancer_cli.planning.memory import stage_workspace_bytes
 
@@ -60,6 +61,13 @@ def _validate_layers(plan: Plan, facts: ModelFacts) -> None:
 
 def _validate_bytes(plan: Plan, facts: ModelFacts) -> None:
     tokens = plan.block_count * plan.block_tokens
+    window_tokens = {window.window_tokens: window.block_count * plan.block_tokens for window in plan.windows}
+    for window in plan.windows:
+        held = most_held_blocks(window.window_tokens, plan.max_step_tokens, plan.block_tokens)
+        if window.block_count < held or all(part.window_tokens != window.window_tokens for part in facts.windows):
+            raise ValueError(
+                f"{window.block_count} blocks for windows of {window.window_tokens} do not suit the model."
+            )
     if tokens < plan.context_tokens:
         raise ValueError(f"{plan.block_count} blocks do not hold one context of {plan.context_tokens} tokens.")
     if facts.has_state != bool(plan.state_slots):
@@ -69,7 +77,7 @@ def _validate_bytes(plan: Plan, facts: ModelFacts) -> None:
         if stage.weights_bytes != facts.weights_bytes(stage.layers, plan.dtype, plan.quantize):
             raise ValueError(f"The weights of layers {stage.layers} are not counted right.")
         state_bytes = facts.state_bytes(stage.layers, plan.state_slots)
-        if stage.kv_bytes != facts.kv_bytes(stage.layers, plan.dtype, tokens) + state_bytes:
+        if stage.kv_bytes != facts.kv_bytes(stage.layers, plan.dtype, tokens, window_tokens) + state_bytes:
             raise ValueError(f"The KV cache of layers {stage.layers} is not counted right.")
         if stage.workspace_bytes != workspace_bytes:
             raise ValueError(f"The workspace of layers {stage.layers} is not counted right.")

@@ -190,6 +190,7 @@ class _Session:
             block_count=plan.block_count,
             block_tokens=plan.block_tokens,
             max_step_tokens=plan.max_step_tokens,
+            windows=plan.windows,
             state_slots=plan.state_slots,
             prefix_cache=prefix_cache,
             draft=draft,

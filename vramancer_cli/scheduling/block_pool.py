@@ -96,6 +96,10 @@ class BlockPool:
             found.append(block)
         return tuple(found)
 
+    def holds(self, digest: bytes) -> bool:
+        """Whether a block is kept under `digest`."""
+        return digest in self._kept
+
     def unused_among(self, blocks: Iterable[int]) -> int:
         """How many of these are free to be given out until they are shared."""
         return sum(block in self._unused for block in blocks)

@@ -23,6 +23,7 @@ class Roster:
         self._max_running = max_running
         self._max_waiting = max_waiting
         self._ended: list[int] = []
+        self._stuck: Sequence | None = None
 
     @property
     def has_ended(self) -> bool:
@@ -59,14 +60,23 @@ class Roster:
         self.running[sequence.id] = self.waiting.pop(0)
         return sequence
 
-    def grow(self, sequence: Sequence) -> bool:
-        """A block for the next token, if it begins one; False when neither the pool nor one of lower rank has it."""
-        while not self._allocator.grow(sequence):
+    def grow(self, sequence: Sequence, count: int) -> bool:
+        """Blocks for the next `count` tokens, which must run then; False when neither the pool nor those of lower rank
+        have them."""
+        while not self._allocator.grow(sequence, count):
             lower = [other for other in self.grounded() if other.rank > sequence.rank]
             if not lower:
                 return False
             self._preempt(lower[-1])
         return True
+
+    def yields(self, sequence: Sequence) -> bool:
+        """Whether it has to stay grounded, so that a prompt of higher rank can have its blocks."""
+        return self._stuck is not None and sequence.rank > self._stuck.rank
+
+    def make_way(self, prompt: Sequence | None) -> None:
+        """For the first prompt that lacks blocks while those who hold them are in flight; None: no prompt does."""
+        self._stuck = prompt
 
     def land(self, sequence: Sequence, count: int) -> None:
         """Its `count` tokens in flight came back from every stage."""
@@ -91,7 +101,7 @@ class Roster:
         self._allocator.check_integrity(self.running.values())
         if any(sequence.uncached_tokens < 1 for sequence in self.running.values()):
             raise IntegrityError("A running sequence has nothing to run.")
-        if any(s.blocks or s.cached_tokens or s.in_flight or s.state_slot >= 0 for s in self.waiting):
+        if any(s.tables or s.cached_tokens or s.in_flight or s.state_slot >= 0 for s in self.waiting):
             raise IntegrityError("A waiting sequence holds blocks.")
         if self.waiting != sorted(self.waiting, key=by_rank):
             raise IntegrityError("The queue is out of order.")
@@ -103,7 +113,9 @@ class Roster:
 
     def _release(self, sequence: Sequence) -> None:
         del self.running[sequence.id]
-        if sequence.announced_blocks:
+        if sequence is self._stuck:
+            self.make_way(None)
+        if sequence.is_announced:
             self._ended.append(sequence.id)
         self._allocator.release(sequence)
 

@@ -6,13 +6,14 @@ The order of service, in each step:
 1. Decodes (sequences one token short of a sample), each in its turn, divided evenly among the steps that
    may still start, so that a pipeline's stages all have work. While a prompt waits they leave it a share of the budget.
 2. Prompts begun, by rank, in chunks of what is left of the budget.
-3. New sequences, strictly by rank, while blocks for all their tokens are free, and a state slot
-   where the model keeps recurrent state.
+3. New sequences, strictly by rank, while blocks for all their tokens are free (in a window's cache group, for as many
+   as it ever holds), and a state slot where the model keeps recurrent state.
 4. Guesses at what follows the decodes (see `drafting`), out of what is left of the budget and of the free blocks.
 
-A higher priority ranks first, within one the older. A decode that finds no free block takes those of the lowest in
-rank below itself; that one keeps its tokens and is computed again later. The first in rank can therefore always run,
-and so each one in its turn.
+A higher priority ranks first, within one the older. A sequence that finds no free block takes those of the lowest in
+rank below itself; that one keeps its tokens and is computed again later. A prompt whose blocks are with decodes in
+flight has these stay grounded when they come back. The first in rank can therefore always run, and so each one in its
+turn.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections import abc, deque
 from dataclasses import dataclass, replace
 from itertools import islice
 
-from transport.messages import Step
+from transport.messages import Step, WindowGroup
 from vramancer_cli.errors import IntegrityError, InvalidRequestError, VramancerError
 from vramancer_cli.models.readout import NO_READING, PromptReading, Readout
 from vramancer_cli.models.sampling import Draw, Sampling
@@ -110,6 +111,7 @@ class _Flight:
 class Scheduler:
     """The sequences of one epoch. `max_step_tokens` is at least 2, so that a decode and a prompt can share a step.
 
+    `windows`: the cache groups of layers that look back a window only; each must hold one sequence at least.
     `state_slots`: recurrent states that the stages have places for; 0 for a model that keeps none. `prefix_cache`:
     whether blocks are kept after their sequence, for others that begin alike. `draft`: how many tokens are guessed
     beforehand, 0 for none, None for as many as pay; none with state slots, because a state cannot be taken back.
@@ -122,6 +124,7 @@ class Scheduler:
         block_count: int,
         block_tokens: int,
         max_step_tokens: int,
+        windows: tuple[WindowGroup, ...] = (),
         state_slots: int = 0,
         prefix_cache: bool = True,
         draft: int | None = 0,
@@ -135,7 +138,12 @@ class Scheduler:
         self._max_step_tokens = max_step_tokens
         self._max_in_flight = max_in_flight
         self._allocator = CacheAllocator(
-            block_count=block_count, block_tokens=block_tokens, state_slots=state_slots, prefix_cache=prefix_cache
+            block_count=block_count,
+            block_tokens=block_tokens,
+            windows=windows,
+            max_step_tokens=max_step_tokens,
+            state_slots=state_slots,
+            prefix_cache=prefix_cache,
         )
         most = min(max_running, state_slots or max_running)
         self._roster = Roster(self._allocator, max_running=most, max_waiting=max_waiting)
@@ -250,7 +258,10 @@ class Scheduler:
             raise IntegrityError("A sequence is in flight without a step, or in a step without knowing.")
 
     def _pick_decodes(self) -> list[_Share]:
-        ready = [sequence for sequence in self._roster.grounded() if sequence.uncached_tokens == 1]
+        grounded = self._roster.grounded()
+        ready = [
+            sequence for sequence in grounded if sequence.uncached_tokens == 1 and not self._roster.yields(sequence)
+        ]
         places = self._max_in_flight - len(self._in_flight)
         limit = min(-(-len(ready) // places), self._decode_budget())
         picked: list[_Share] = []
@@ -258,7 +269,7 @@ class Scheduler:
             if len(picked) == limit:
                 break
             # One that came earlier in this loop may just have taken this one's blocks.
-            if sequence.id in self._roster.running and self._roster.grow(sequence):
+            if sequence.id in self._roster.running and self._roster.grow(sequence, 1):
                 picked.append(self._pick(sequence, 1))
         return picked
 
@@ -266,8 +277,15 @@ class Scheduler:
         picked: list[_Share] = []
         begun = deque(sequence for sequence in self._roster.grounded() if sequence.uncached_tokens > 1)
         while budget and (sequence := begun.popleft() if begun else self._roster.admit()):
-            picked.append(self._pick(sequence, min(sequence.uncached_tokens, budget)))
-            budget -= picked[-1].count
+            if sequence.id not in self._roster.running:
+                continue  # one before it took its blocks
+            count = min(sequence.uncached_tokens, budget)
+            if not self._roster.grow(sequence, count):
+                self._roster.make_way(sequence)
+                return picked
+            picked.append(self._pick(sequence, count))
+            budget -= count
+        self._roster.make_way(None)
         return picked
 
     def _pick(self, sequence: Sequence, count: int) -> _Share:

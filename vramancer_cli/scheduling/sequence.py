@@ -1,4 +1,4 @@
-"""One sequence on the head: its tokens, its block table, and how far the stages have followed.
+"""One sequence on the head: its tokens, its block tables, and how far the stages have followed.
 
 Pure state with small transitions; which sequence runs when is the scheduler's business. Never sockets, clocks, torch.
 """
@@ -13,6 +13,7 @@ from typing import Literal
 from transport.messages import BlockCopy, StepRow
 from vramancer_cli.models.readout import NO_READING, PromptReading, Readout
 from vramancer_cli.models.sampling import Draw, Sampling, next_draw
+from vramancer_cli.scheduling.cache_group import HeldBlocks
 from vramancer_cli.scheduling.digests import chained_digest
 from vramancer_cli.scheduling.guesses import Guesses
 
@@ -24,8 +25,8 @@ class Sequence:
     """A prompt and what has been generated from it.
 
     A higher `priority` goes first; within one a lower `arrival`, the older. `digests` stand for its full blocks, as far
-    as anybody asked. `blocks` is the block table, `copies` fill blocks of it before the next row, `announced_blocks`
-    how many of its entries the stages know. `state_slot` is its place among the recurrent states, -1 for none yet.
+    as anybody asked. `tables` are its block tables, one for each cache group and none while it waits; `copies` fill
+    blocks of them before the next row. `state_slot` is its place among the recurrent states, -1 for none yet.
     `cached_tokens` are in the KV cache of every stage, by steps that came back.
     `read_tokens`: of so many tokens of the prompt came back what `reading` wants, and it is not asked for again when
     the sequence has to be computed again; with max_tokens 0 nothing follows the prompt.
@@ -43,9 +44,8 @@ class Sequence:
     priority: int = 0
     generated: list[int] = field(default_factory=list[int])
     digests: list[bytes] = field(default_factory=list[bytes])
-    blocks: list[int] = field(default_factory=list[int])
+    tables: list[HeldBlocks] = field(default_factory=list[HeldBlocks])
     copies: tuple[BlockCopy, ...] = ()
-    announced_blocks: int = 0
     state_slot: int = -1
     cached_tokens: int = 0
     read_tokens: int = 0
@@ -99,11 +99,16 @@ class Sequence:
         prompt_end = len(self.prompt)
         return self.prompt[start:end] + tuple(self.generated[max(0, start - prompt_end) : max(0, end - prompt_end)])
 
+    @property
+    def is_announced(self) -> bool:
+        """Stages hold tables of it."""
+        return any(held.announced for held in self.tables)
+
     def begin(
-        self, blocks: tuple[int, ...], cached_tokens: int, copies: tuple[BlockCopy, ...], state_slot: int
+        self, tables: Iterable[HeldBlocks], cached_tokens: int, copies: tuple[BlockCopy, ...], state_slot: int
     ) -> None:
         """Hold a part of the KV cache in which the first `cached_tokens` tokens lie, once `copies` are made."""
-        self.blocks.extend(blocks)
+        self.tables.extend(tables)
         self.cached_tokens, self.copies, self.state_slot = cached_tokens, copies, state_slot
 
     def next_readout(self, count: int) -> Readout | None:
@@ -136,14 +141,13 @@ class Sequence:
     def launch(self, count: int) -> StepRow:
         """The row that runs the next `count` tokens, the whole draft among them or nothing of it, with all blocks that
         the stages do not know yet. The sequence's `copies` must ride in the same step."""
-        known = self.announced_blocks
-        first_block, blocks = (known,), (tuple(self.blocks[known:]),)
+        known = self.is_announced
+        parts = [held.announce() for held in self.tables]
         if self.state_slot >= 0:
-            first_block = (known, int(known > 0))
-            blocks = (*blocks, () if known else (self.state_slot,))
+            parts.append((1, ()) if known else (0, (self.state_slot,)))
+        first_block, blocks = tuple(first for first, _ in parts), tuple(given for _, given in parts)
         outputs = max(self._unread(count), 1 + len(self.draft) if self._draws(count) else 0)
         row = StepRow(self.id, self.cached_tokens, count, first_block, blocks, outputs)
-        self.announced_blocks = len(self.blocks)
         self.copies = ()
         self.in_flight = True
         return row
@@ -171,10 +175,8 @@ class Sequence:
         self.generated.append(token)
         return "length" if len(self.generated) == self.max_tokens else None
 
-    def drop_cache(self) -> tuple[int, ...]:
-        """Forget the KV cache, not the tokens; returns the blocks that were held."""
-        blocks = tuple(self.blocks)
-        self.blocks.clear()
-        self.announced_blocks = self.cached_tokens = 0
-        self.copies, self.state_slot, self.draft = (), -1, ()
-        return blocks
+    def drop_cache(self) -> list[HeldBlocks]:
+        """Forget the KV cache, not the tokens; returns what was held of each group."""
+        tables, self.tables = self.tables, []
+        self.cached_tokens, self.copies, self.state_slot, self.draft = 0, (), -1, ()
+        return tables

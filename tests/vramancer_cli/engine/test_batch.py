@@ -17,7 +17,7 @@ FRESH = PlacedRow(0, 1, (5,), consecutive=True, outputs=1)
 
 @pytest.fixture
 def pool() -> KvPool:
-    pool = KvPool({0: KvShape(2, 8, 8)}, 8, 4, torch.float32, CPU)
+    pool = KvPool({0: KvShape(2, 8, 8)}, (8,), 4, torch.float32, CPU)
     generator = torch.Generator().manual_seed(3)
     for tensor in (pool.keys[0], pool.values[0]):
         tensor.normal_(generator=generator)
@@ -27,12 +27,12 @@ def pool() -> KvPool:
 def test_positions_slots_and_outputs(pool: KvPool):
     batch = Batch([CHUNK, SCATTERED, FRESH], pool, CPU)
     assert batch.positions.tolist() == [[2, 3, 4, 4, 5, 0]]
-    assert batch.slots.tolist() == [6, 7, 8, 0, 1, 20]
+    assert batch.slots.tolist() == [[6, 7, 8, 0, 1, 20]]
     assert batch.outputs.tolist() == [1, 2, 5]
 
 
 def test_spans_say_where_each_sequence_lies(pool: KvPool):
-    chunk, scattered, fresh = Batch([CHUNK, SCATTERED, FRESH], pool, CPU).spans
+    chunk, scattered, fresh = Batch([CHUNK, SCATTERED, FRESH], pool, CPU).spans[0]
     assert (chunk.first, chunk.count, chunk.start, chunk.end, chunk.whole) == (0, 3, 2, 5, Stretch(5, 4))
     assert (scattered.first, scattered.count) == (3, 2)
     assert torch.is_tensor(scattered.whole.where)
@@ -55,7 +55,7 @@ def test_a_scattered_table_gives_what_a_consecutive_one_gives():
     key, value, query = torch.randn(2, 8, 8), torch.randn(2, 8, 8), torch.randn(4, 8, 8)
     outputs: list[torch.Tensor] = []
     for blocks in ((0, 1), (5, 2)):
-        pool = KvPool({0: KvShape(2, 8, 8)}, 8, 4, torch.float32, CPU)
+        pool = KvPool({0: KvShape(2, 8, 8)}, (8,), 4, torch.float32, CPU)
         first = PlacedRow(0, 5, blocks, blocks == (0, 1), outputs=0)
         second = PlacedRow(5, 8, blocks, blocks == (0, 1), outputs=1)
         Batch([first], pool, CPU).attend(0, query[:, :5], key[:, :5], value[:, :5], Options())
@@ -68,16 +68,16 @@ def test_a_long_context_is_read_in_parts_and_gives_the_same_wherever_it_lies():
     count = -(-tokens // size)
     consecutive, shared = tuple(range(count)), (*range(count, count + 200), *range(200, count))
     scattered = tuple(range(0, 2 * count, 2))
-    pool = KvPool({0: KvShape(2, 8, 8)}, 2 * count, size, torch.float32, CPU)
+    pool = KvPool({0: KvShape(2, 8, 8)}, (2 * count,), size, torch.float32, CPU)
     key, value, query = torch.randn(2, tokens, 8), torch.randn(2, tokens, 8), torch.randn(4, 1, 8)
     outputs: list[torch.Tensor] = []
     for blocks in (consecutive, shared, scattered):
         row = PlacedRow(0, tokens, blocks, blocks == consecutive, outputs=0)
-        pool.write(0, Batch([row], pool, CPU).slots, key, value)
+        pool.write(0, Batch([row], pool, CPU).slots[0], key, value)
         batch = Batch([PlacedRow(tokens - 1, tokens, blocks, blocks == consecutive, outputs=1)], pool, CPU)
         outputs.append(batch.attend(0, query, key[:, -1:], value[:, -1:], Options()))
-        places = [part.where for part in batch.spans[0].parts]
-        assert sum(part.tokens for part in batch.spans[0].parts) == tokens
+        places = [part.where for part in batch.spans[0][0].parts]
+        assert sum(part.tokens for part in batch.spans[0][0].parts) == tokens
         assert [torch.is_tensor(where) for where in places] == [
             blocks == scattered or (blocks == shared and part == 1) for part in range(3)
         ]
@@ -85,4 +85,4 @@ def test_a_long_context_is_read_in_parts_and_gives_the_same_wherever_it_lies():
     assert torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[0], outputs[2])
     torch.testing.assert_close(outputs[0], whole, atol=1e-6, rtol=0)
     windowed = Batch([row], pool, CPU)
-    assert windowed.spans[0].parts == (), "a chunk of a prompt is read whole"
+    assert windowed.spans[0][0].parts == (), "a chunk of a prompt is read whole"

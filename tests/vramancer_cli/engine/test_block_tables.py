@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from transport.errors import RemoteProtocolError
-from transport.messages import BlockCopy, Step, StepRow
+from transport.messages import BlockCopy, Step, StepRow, WindowGroup
 from vramancer_cli.engine.block_tables import BlockTables
 from vramancer_cli.errors import IntegrityError
 
@@ -262,3 +263,98 @@ def test_a_recurrent_state_cannot_be_taken_back():
     tables.apply(step(StepRow(1, 0, 3, (0, 0), ((3,), (1,)), outputs=3)))
     with pytest.raises(RemoteProtocolError, match="starts at 2, but 3 tokens are here"):
         tables.apply(step(StepRow(1, 2, 1, (1, 1), ((), ()), outputs=1)))
+
+
+# --- the group of a window ------------------------------------------------------------------------------------------
+
+WINDOW_TOKENS = 5
+"""With 16 tokens to roll back: a row at `start` 24 may see position 4, and block 0 goes back."""
+
+
+def windowed(
+    sequence: int, start: int, count: int, given: tuple[tuple[int, tuple[int, ...]], tuple[int, tuple[int, ...]]]
+) -> StepRow:
+    """`given`: of group 0 and of the window's group, the first number and the blocks."""
+    (first, blocks), (window_first, window_blocks) = given
+    return StepRow(sequence, start, count, (first, window_first), (blocks, window_blocks), 0)
+
+
+@pytest.fixture
+def windows() -> BlockTables:
+    """Sequence 1 with 24 tokens in blocks 0 to 5 of group 0, and 7 down to 2 of the window's."""
+    tables = BlockTables(16, BLOCK_TOKENS, 60, windows=(WindowGroup(WINDOW_TOKENS, 8),))
+    tables.apply(step(windowed(1, 0, 24, ((0, (0, 1, 2, 3, 4, 5)), (0, (7, 6, 5, 4, 3, 2))))))
+    return tables
+
+
+def test_what_a_window_has_left_behind_is_anothers_in_the_same_step(windows: BlockTables):
+    [first] = windows.apply(step(windowed(1, 24, 1, ((6, (6,)), (6, (1,))))))
+    assert [(table.first, table.blocks) for table in first.groups] == [
+        (0, (0, 1, 2, 3, 4, 5, 6)),
+        (1, (6, 5, 4, 3, 2, 1)),
+    ]
+    windows.apply(step(windowed(1, 25, 3, ((7, ()), (7, ())))))
+    second, third = windows.apply(
+        step(windowed(2, 0, 4, ((0, (7,)), (0, (6,)))), windowed(1, 28, 1, ((7, (8,)), (7, (7,)))))
+    )
+    assert second.windows[0].blocks == (6,)
+    assert (third.windows[0].first, third.windows[0].blocks) == (2, (5, 4, 3, 2, 1, 7))
+    windows.check_integrity()
+
+
+def test_a_window_that_has_moved_on_may_lie_together_again():
+    tables = BlockTables(16, BLOCK_TOKENS, 60, windows=(WindowGroup(1, 8),))
+    [placed] = tables.apply(step(windowed(1, 0, 20, ((0, (0, 1, 2, 3, 4)), (0, (7, 0, 1, 2, 3))))))
+    assert not placed.windows[0].consecutive
+    [placed] = tables.apply(step(windowed(1, 20, 4, ((5, (5,)), (5, (4,))))))
+    assert placed.windows[0].consecutive
+
+
+def test_a_sequence_begins_with_the_window_that_it_reads(windows: BlockTables):
+    """Behind 16 tokens of the first one: it may see position 12, which is the beginning of block 3."""
+    [placed] = windows.apply(step(windowed(2, 16, 2, ((0, (0, 1, 2, 3, 8)), (3, (4, 0))))))
+    assert (placed.windows[0].first, placed.windows[0].blocks) == (3, (4, 0))
+    windows.check_integrity()
+
+
+def test_a_part_of_a_block_is_copied_in_every_group(windows: BlockTables):
+    row = windowed(2, 22, 1, ((0, (0, 1, 2, 3, 4, 9)), (4, (3, 0))))
+    windows.apply(copying(BlockCopy(0, 5, 9), BlockCopy(1, 2, 0), row))
+    windows.check_integrity()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        (windowed(2, 16, 2, ((0, (0, 1, 2, 3, 8)), (4, (0,)))), "gets blocks at 4, but its table has 3"),
+        (windowed(2, 16, 2, ((0, (0, 1, 2, 3, 8)), (3, (0, 1)))), "starts at 16, but 12 tokens are here"),
+        (windowed(2, 16, 2, ((0, (0, 1, 2, 3, 8)), (3, (4,)))), "has 4 blocks, too few for 18 tokens"),
+        (windowed(2, 16, 2, ((0, (0, 1, 2, 3, 8)), (3, ()))), "starts at 16, but 12 tokens are here"),
+        (windowed(2, 16, 2, ((0, (0, 1, 2, 3, 8)), (3, (4, 2)))), "another sequence's block"),
+        (windowed(2, 0, 2, ((0, (8,)), (0, (8,)))), "does not exist"),
+        (windowed(1, 24, 1, ((6, (6,)), (5, (1,)))), "gets blocks at 5, but its table has 6"),
+        (windowed(1, 24, 1, ((6, (6,)), (6, (2,)))), "the same block twice"),
+        (row(2, 0, 1, 0, (8,)), "cache groups"),
+    ],
+)
+def test_a_row_that_contradicts_a_window_is_refused_and_changes_nothing(windows: BlockTables, wrong: StepRow, why: str):
+    with pytest.raises(RemoteProtocolError, match=why):
+        windows.apply(step(wrong))
+    windows.check_integrity()
+    windows.apply(step(windowed(1, 24, 1, ((6, (6,)), (6, (7,))))))
+
+
+@pytest.mark.parametrize("copy", [BlockCopy(2, 0, 9), BlockCopy(1, 2, 8), BlockCopy(1, 2, 3), BlockCopy(1, 0, 1)])
+def test_a_copy_in_a_window_is_checked_too(windows: BlockTables, copy: BlockCopy):
+    with pytest.raises(RemoteProtocolError, match="cannot be copied"):
+        windows.apply(copying(copy))
+
+
+def test_drafted_tokens_are_taken_back_in_windows_too(windows: BlockTables):
+    drafted = msgspec.structs.replace(windowed(1, 24, 8, ((6, (6, 7)), (6, (1, 0)))), outputs=8)
+    windows.apply(step(drafted))
+    [placed] = windows.apply(step(windowed(1, 25, 1, ((8, ()), (8, ())))))
+    assert (placed.end, placed.windows[0].first, placed.windows[0].blocks) == (26, 1, (6, 5, 4, 3, 2, 1, 0))
+    windows.check_integrity()
+    with pytest.raises(RemoteProtocolError, match="starts at 28, but 26 tokens are here"):
+        windows.apply(step(windowed(2, 28, 1, ((0, (*range(7), 8)), (6, (1, 7)))), ended=(1,)))

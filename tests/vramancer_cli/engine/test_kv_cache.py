@@ -12,7 +12,7 @@ BLOCK_TOKENS = 4
 
 @pytest.fixture
 def pool() -> KvPool:
-    return KvPool({2: KvShape(2, 3, 5)}, 6, BLOCK_TOKENS, torch.float32, torch.device("cpu"))
+    return KvPool({2: KvShape(2, 3, 5)}, (6,), BLOCK_TOKENS, torch.float32, torch.device("cpu"))
 
 
 def test_what_is_written_to_slots_is_read_back_as_a_view_or_gathered(pool: KvPool):

@@ -28,7 +28,7 @@ def make_shard(folder: Path, layers: LayerRange, dtype: torch.dtype = torch.floa
 
 def run(shard: Shard, hidden: torch.Tensor) -> torch.Tensor:
     """All of `hidden` [T, hidden] as one sequence's prompt."""
-    pool = KvPool(shard.kv_shapes, 4, 16, hidden.dtype, CPU)
+    pool = KvPool(shard.kv_shapes, (4,), 16, hidden.dtype, CPU)
     batch = Batch([PlacedRow(0, hidden.shape[0], (0, 1), consecutive=True, outputs=0)], pool, CPU)
     with torch.inference_mode():
         return shard.run(Boundary(hidden), batch.positions, batch).hidden

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.helpers.checkpoints import make_checkpoint
+from tests.helpers.family_configs import WINDOW_TOKENS
 from tests.helpers.family_matrix import make_family
 from transport.messages import ModelRef
 from transport.types import LayerRange
@@ -78,3 +80,28 @@ def test_a_family_whose_layers_run_more_than_once_is_refused_with_the_way_out(tm
     with pytest.raises(ModelError, match=r"'hrm_text' cannot be split") as refused:
         weights.model_facts(tmp_path, REF)
     assert "whole on one node" in refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("family", "elements"),
+    [("gemma3_text", (64, 0) * 2), ("mistral", (64,) * 4), ("gemma3n_text", (64, 0) * 4), ("llama", None)],
+)
+def test_what_only_a_window_is_read_of_is_told_apart(tmp_path: Path, family: str, elements: tuple[int, ...] | None):
+    make_family(tmp_path, family, 0)
+    trace = trace_layers(open_checkpoint(tmp_path))
+    assert trace.ragged
+    assert trace.window_sizes == (() if elements is None else (WINDOW_TOKENS,))
+    if elements is not None:
+        layers = range(len(elements))
+        assert tuple(trace.window_elements(layer, WINDOW_TOKENS) for layer in layers) == elements
+
+
+def test_keys_that_another_layer_reads_to_the_first_are_kept_to_the_first(tmp_path: Path):
+    make_family(tmp_path, "gemma3_text", 0)
+    trace = trace_layers(open_checkpoint(tmp_path))
+    assert [trace.looks_back(layer) for layer in range(4)] == [8, None, 8, None]
+    read_by_all = replace(trace, same_as={1: 0})
+    assert [read_by_all.looks_back(layer) for layer in range(3)] == [None, None, 8]
+    by_longer = replace(trace, same_as={2: 0}, windows={0: 8, 2: 11})
+    assert [by_longer.looks_back(layer) for layer in (0, 2)] == [11, 11]
+    assert replace(trace, ragged=False).window_sizes == ()

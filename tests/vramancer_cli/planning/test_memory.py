@@ -8,8 +8,9 @@ import pytest
 
 from tests.helpers.planning_values import capacity, model_facts, settings
 from transport.types import DeviceKind, LayerRange
+from vramancer_cli.models.facts import WindowElements
 from vramancer_cli.models.quantisation import Quantisable
-from vramancer_cli.planning.memory import SMALL_MODEL_BYTES, choose_dtype, context_tokens, price
+from vramancer_cli.planning.memory import SMALL_MODEL_BYTES, Pieces, choose_dtype, context_tokens, price
 
 SMALL = model_facts(checkpoint_dtype="float16")
 LARGE = model_facts(layers=(SMALL_MODEL_BYTES // 16,) * 4, checkpoint_dtype="float16")  # its ends tip it over
@@ -21,22 +22,34 @@ def test_prices_counted_by_hand() -> None:
     assert costs.workspace_bytes == 5 * 16 * 4  # float32 whatever the dtype
     assert costs.ends_bytes == 7 * 2 + costs.workspace_bytes
     assert costs.weights_bytes == (20, 40)
-    assert costs.block_bytes == (2 * 16 * 2, 3 * 16 * 2)
-    assert (costs.least_blocks, costs.most_blocks) == (4, 13)  # 33 tokens are 3 blocks of 16
+    assert costs.blocks.layer_bytes == (2 * 16 * 2, 3 * 16 * 2)
+    assert (costs.blocks.least, costs.blocks.most) == (4, 13)  # 33 tokens are 3 blocks of 16
     assert costs.layer_bytes() == (20 + 64 * 4, 40 + 96 * 4)
-    assert costs.stage_kv_bytes(LayerRange(0, 2), 3) == 3 * (64 + 96)
+    assert costs.blocks.stage_bytes(LayerRange(0, 2), 3) == 3 * (64 + 96)
     assert costs.stage_weights_bytes(LayerRange(1, 2)) == 40
 
 
 def test_states_are_priced_by_the_sequence_and_in_float32() -> None:
     facts = model_facts(layers=(10, 20), kv=(2, 0), state=(0, 7))
     costs = price(facts, settings(context_tokens=16, max_sequences=4), "bfloat16")
-    assert costs.state_bytes == (0, 7 * 4)
-    assert (costs.least_slots, costs.most_slots) == (1, 4)
+    assert costs.states.layer_bytes == (0, 7 * 4)
+    assert (costs.states.least, costs.states.most) == (1, 4)
     assert costs.layer_bytes() == (20 + 2 * 64, 40 + 28)
-    assert costs.stage_state_bytes(LayerRange(0, 2), 3) == 3 * 28
+    assert costs.states.stage_bytes(LayerRange(0, 2), 3) == 3 * 28
     without = price(model_facts(layers=(10, 20)), settings(), "bfloat16")
-    assert (without.least_slots, without.most_slots, without.state_bytes) == (0, 0, (0, 0))
+    assert (without.states, without.windows) == (Pieces((0, 0), 0, 0), ())
+
+
+def test_a_window_that_is_shorter_than_the_context_is_priced_by_the_window() -> None:
+    windows = (WindowElements(5, (2, 0)), WindowElements(100, (0, 1)))
+    facts = model_facts(layers=(10, 20), kv=(2, 3), windows=windows)
+    costs = price(facts, settings(context_tokens=100, max_sequences=4), "bfloat16")
+    assert costs.blocks.layer_bytes == (0, 3 * 16 * 2), "the longer window's layer keeps all"
+    held = 4  # 5 - 1 tokens, 16 to go back and a step of 16 touch four blocks of 16 at most
+    assert costs.windows == (Pieces((64, 0), held + 1, 4 * (held + 1), window_tokens=5),)
+    assert costs.layer_bytes() == (20 + 64 * 5, 40 + 96 * 8)
+    assert costs.stage_cache_bytes(LayerRange(0, 2), (8, 5, 0)) == 8 * 96 + 5 * 64
+    assert price(facts, settings(context_tokens=64), "bfloat16").windows == ()
 
 
 def test_a_stages_workspace_has_room_to_copy_one_contexts_kv() -> None:
@@ -50,7 +63,7 @@ def test_the_context_is_cut_to_what_the_checkpoint_declares() -> None:
     facts = model_facts(context_tokens=64)
     assert context_tokens(facts, settings(context_tokens=100)) == 64
     assert context_tokens(facts, settings(context_tokens=48)) == 48
-    assert price(facts, settings(context_tokens=100), "float32").least_blocks == 5
+    assert price(facts, settings(context_tokens=100), "float32").blocks.least == 5
 
 
 @pytest.mark.parametrize("kinds", [("cpu",), ("cuda", "cpu")])

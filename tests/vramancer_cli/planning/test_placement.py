@@ -11,10 +11,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tests.helpers.planning_values import HEAD, MIB, capacities, capacity, model_facts, models, node_id, settings
-from transport.messages import Plan
+from transport.messages import Plan, WindowGroup
 from transport.types import LayerRange
 from vramancer_cli.errors import DoesNotFitError
-from vramancer_cli.models.facts import ModelFacts
+from vramancer_cli.models.cache_window import most_held_blocks
+from vramancer_cli.models.facts import ModelFacts, WindowElements
 from vramancer_cli.models.quantisation import Quantisable
 from vramancer_cli.planning.facts import NodeCapacity, PlanSettings
 from vramancer_cli.planning.placement import place
@@ -77,8 +78,10 @@ def test_spare_memory_becomes_blocks_until_the_tightest_stage_is_full(
     assert context_blocks + 1 <= plan.block_count <= most
     limits = {node.node: node.limit_bytes for node in nodes}
     held = held_bytes(plan)
+    elsewhere = {window.window_tokens: 0 for window in plan.windows}
     no_room_for_one_more = any(
-        held[s.node] + facts.kv_bytes(s.layers, plan.dtype, plan.block_tokens) > limits[s.node] for s in plan.stages
+        held[s.node] + facts.kv_bytes(s.layers, plan.dtype, plan.block_tokens, elsewhere) > limits[s.node]
+        for s in plan.stages
     )
     assert plan.block_count == most or no_room_for_one_more
 
@@ -109,6 +112,43 @@ def test_states_and_blocks_share_what_is_left_over(limit_bytes: int, slots: int,
     assert plan.stages[0].workspace_bytes == 256
     assert (plan.state_slots, plan.block_count) == (slots, blocks)
     assert plan.stages[0].kv_bytes == slots * 100 + blocks * 128
+
+
+@given(models(), st.one_of(NODES, capacities(ample=True)), SETTINGS)
+def test_a_window_gets_a_group_where_it_is_shorter_than_the_context(
+    facts: ModelFacts, nodes: Nodes, chosen: PlanSettings
+) -> None:
+    plan = try_place(facts, nodes, chosen)
+    assume(isinstance(plan, Plan) and facts.windows)
+    assert isinstance(plan, Plan)
+    [part] = facts.windows
+    held = most_held_blocks(part.window_tokens, chosen.max_step_tokens, chosen.block_tokens)
+    shorter = held * chosen.block_tokens < chosen.context_tokens
+    assert [window.window_tokens for window in plan.windows] == [part.window_tokens] * shorter
+    for window in plan.windows:
+        assert held < window.block_count <= (held + 1) * chosen.max_sequences
+
+
+@pytest.mark.parametrize(
+    ("limit_bytes", "windowed", "blocks"), [(6200, 8, 66), (7000, 10, 73), (20_000, 32, 210), (99_000, 32, 257)]
+)
+def test_windows_and_blocks_share_what_is_left_over(limit_bytes: int, windowed: int, blocks: int) -> None:
+    """Weights 400; a block of group 0 takes 64, 65 at least and 257 at most. One of the windows' group takes 192: 64
+    tokens back, 16 to roll back and 16 of a step touch 7 blocks, and one more is for the next of four sequences."""
+    part = WindowElements(65, (3,))
+    facts = model_facts(layers=(100,), ends=0, kv=(4,), windows=(part,), workspace=0)
+    plan = place(facts, (capacity(0, limit_bytes + 4 * 1024 * 4),), HEAD, settings(context_tokens=1024), 1)
+    assert plan.stages[0].workspace_bytes == 4 * 1024 * 4
+    assert (plan.windows, plan.block_count) == ((WindowGroup(65, windowed),), blocks)
+    assert plan.stages[0].kv_bytes == windowed * 192 + blocks * 64
+
+
+def test_a_long_context_fits_where_only_windows_are_held() -> None:
+    whole = model_facts(layers=(100,) * 6, ends=0, kv=(4,) * 6, workspace=0)
+    windowed = replace(whole, windows=(WindowElements(64, (4, 4, 4, 4, 4, 0)),))
+    assert isinstance(try_place(whole, (capacity(0, 160_000),), settings(context_tokens=2048)), DoesNotFitError)
+    plan = place(windowed, (capacity(0, 160_000),), HEAD, settings(context_tokens=2048), 1)
+    assert plan.context_tokens == 2048
 
 
 def test_a_model_of_states_alone_uses_all_memory_for_them() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 import pytest
 
 from tests.helpers.planning_values import HEAD, MIB, capacity, model_facts, node_id, settings
-from transport.messages import Plan
+from transport.messages import Plan, WindowGroup
 from transport.types import LayerRange
+from vramancer_cli.models.facts import WindowElements
 from vramancer_cli.planning.placement import place
 from vramancer_cli.planning.plan import held_bytes, same_deployment, validate, with_reasons
 
@@ -39,6 +42,19 @@ def test_a_sound_plan_passes_and_the_limits_are_looked_at() -> None:
         validate(PLAN, FACTS, {HEAD: 1 << 40})
 
 
+def test_a_window_group_is_paid_for_and_holds_one_sequence() -> None:
+    facts = replace(FACTS, windows=(WindowElements(8, (2,) * 8),))
+    plan = place(facts, NODES, HEAD, settings(context_tokens=256), 1)
+    validate(plan, facts)
+    [window] = plan.windows
+    few = msgspec.structs.replace(plan, windows=(WindowGroup(8, 1),))
+    with pytest.raises(ValueError, match="windows of 8"):
+        validate(few, facts)
+    more = msgspec.structs.replace(plan, windows=(WindowGroup(8, window.block_count + 1),))
+    with pytest.raises(ValueError, match="KV"):
+        validate(more, facts)
+
+
 def with_first(**changes: object) -> Plan:
     first = msgspec.structs.replace(PLAN.stages[0], **changes)
     return msgspec.structs.replace(PLAN, stages=(first, *PLAN.stages[1:]))
@@ -58,6 +74,7 @@ def with_first(**changes: object) -> Plan:
         (with_first(kv_bytes=1), "KV"),
         (with_first(workspace_bytes=1), "workspace"),
         (msgspec.structs.replace(PLAN, state_slots=1), "state slots"),
+        (msgspec.structs.replace(PLAN, windows=(WindowGroup(8, 99),)), "windows of 8"),
     ],
 )
 def test_a_plan_that_is_not_sound(plan: Plan, complaint: str) -> None:

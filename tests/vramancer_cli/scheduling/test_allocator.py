@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from transport.messages import BlockCopy
+from transport.messages import BlockCopy, WindowGroup
 from vramancer_cli.errors import IntegrityError
 from vramancer_cli.models.readout import NO_READING, PromptReading
 from vramancer_cli.models.sampling import Sampling
@@ -33,6 +33,7 @@ def computed(a: CacheAllocator, s: Sequence, *running: Sequence) -> Sequence:
     """Begun, and all its tokens came back."""
     begun(a, s, *running)
     count = s.uncached_tokens
+    assert a.grow(s, count)
     s.launch(count)
     s.land(count)
     a.keep(s, count)
@@ -43,11 +44,11 @@ def computed(a: CacheAllocator, s: Sequence, *running: Sequence) -> Sequence:
 def test_full_blocks_outlive_their_sequence_and_are_found_by_the_next() -> None:
     a = allocator()
     first = computed(a, sequence(1))
-    blocks = tuple(first.blocks)
+    blocks = tuple(first.tables[0].blocks)
     a.release(first)
     a.check_integrity(())
     second = begun(a, sequence(2, (*PROMPT[:9], 50, 51)))
-    assert tuple(second.blocks[:2]) == blocks[:2], "the two full blocks; the third was partial and another"
+    assert tuple(second.tables[0].blocks[:2]) == blocks[:2], "the two full blocks; the third was partial and another"
     assert (second.cached_tokens, second.copies, a.reused_tokens) == (8, (), 8)
 
 
@@ -78,10 +79,10 @@ def test_the_same_prompt_is_forked_with_a_copy_of_the_partial_block() -> None:
     a = allocator()
     first = computed(a, sequence(1))
     fork = begun(a, sequence(2), first)
-    assert fork.blocks[:2] == first.blocks[:2]
-    assert fork.copies == (BlockCopy(0, first.blocks[2], fork.blocks[2]),)
+    assert fork.tables[0].blocks[:2] == first.tables[0].blocks[:2]
+    assert fork.copies == (BlockCopy(0, first.tables[0].blocks[2], fork.tables[0].blocks[2]),)
     assert fork.cached_tokens == 9
-    assert fork.launch(1).blocks == (tuple(fork.blocks),)
+    assert fork.launch(1).blocks == (tuple(fork.tables[0].blocks),)
     assert fork.copies == ()
     a.release(first)
     a.check_integrity((fork,))
@@ -151,3 +152,65 @@ def test_integrity_finds_a_sequence_that_would_write_where_others_read() -> None
     second.cached_tokens = 13
     with pytest.raises(IntegrityError, match="do not match its tokens"):
         a.check_integrity((first, second))
+
+
+# --- windows --------------------------------------------------------------------------------------------------------
+
+LONG = tuple(range(40))
+
+
+def windowed(more_blocks: int = 20) -> CacheAllocator:
+    """Beside 40 blocks for all tokens, a window of 3 tokens: of it a sequence holds 16 blocks of 4 at most."""
+    return allocator(block_count=40, windows=(WindowGroup(3, 16 + more_blocks),), max_step_tokens=40)
+
+
+def decoded(a: CacheAllocator, s: Sequence, count: int) -> Sequence:
+    for _ in range(count):
+        s.max_tokens += 1
+        assert a.grow(s, 1)
+        s.launch(1)
+        s.land(1)
+        a.keep(s, 1)
+        s.accept(7)
+    return s
+
+
+def test_a_prefix_needs_only_its_last_window_and_the_prefix_is_then_shared_in_every_group() -> None:
+    a = windowed()
+    first = decoded(a, computed(a, sequence(1, LONG)), 30)
+    assert (first.tables[1].first, first.tables[1].end) == (12, 18)
+    second = begun(a, sequence(2, (*LONG, 99)), first)
+    assert second.cached_tokens == 40
+    assert second.tables[0].blocks[:10] == first.tables[0].blocks[:10]
+    assert (second.tables[1].first, len(second.tables[1].blocks)) == (9, 1)
+    a.release(first)
+    a.release(second)
+    a.check_integrity(())
+
+
+def test_a_prefix_that_only_one_group_still_has_is_computed_again() -> None:
+    a = windowed(0)
+    a.release(decoded(a, computed(a, sequence(1, LONG)), 30))
+    fresh = computed(a, sequence(2, tuple(range(100, 140))))
+    a.release(decoded(a, fresh, 24))
+    assert begun(a, sequence(3, (*LONG, 99))).cached_tokens < 40
+
+
+def test_a_fork_copies_its_part_of_a_block_in_every_group() -> None:
+    a = windowed()
+    first = computed(a, sequence(1))
+    fork = begun(a, sequence(2), first)
+    pairs = zip(first.tables, fork.tables, strict=True)
+    assert fork.copies == tuple(
+        BlockCopy(group, one.between(2, 3)[0], other.between(2, 3)[0]) for group, (one, other) in enumerate(pairs)
+    )
+    assert a.grow(fork, 1)
+    assert fork.launch(1).first_block == (0, 1), "position 7 is the first that it may see"
+
+
+def test_a_prompt_waits_until_the_window_has_room_for_it() -> None:
+    a = windowed(1)
+    first = computed(a, sequence(1, LONG))
+    assert not a.begin(sequence(2, tuple(range(50, 90))), (first,), 0)
+    decoded(a, first, 30)
+    assert begun(a, sequence(3, tuple(range(50, 90))), first)

@@ -69,13 +69,13 @@ def test_growth_takes_from_the_youngest_and_puts_it_back_in_order() -> None:
     assert [r.admit(), r.admit(), r.admit()] == [old, middle, young]
     for sequence in (old, middle, young):
         fill(sequence)
-    assert r.grow(old)
-    assert r.grow(middle)
-    assert r.grow(young)
+    assert r.grow(old, 1)
+    assert r.grow(middle, 1)
+    assert r.grow(young, 1)
     assert r.waiting == [newcomer]
     fill(middle)
     fill(middle)
-    assert r.grow(middle)
+    assert r.grow(middle, 1)
     assert r.waiting == [young, newcomer]
     assert r.take_ended() == (young.id,)
     assert r.take_ended() == ()
@@ -88,14 +88,14 @@ def test_growth_never_takes_from_the_older_or_from_one_in_flight() -> None:
     assert [r.admit(), r.admit()] == [old, young]
     fill(old)
     fill(young)
-    assert r.grow(old)
-    assert not r.grow(young), "the only other one is older"
+    assert r.grow(old, 1)
+    assert not r.grow(young, 1), "the only other one is older"
     fill(old)
     fill(old)
     young.in_flight = True
-    assert not r.grow(old)
+    assert not r.grow(old, 1)
     young.in_flight = False
-    assert r.grow(old)
+    assert r.grow(old, 1)
     assert r.waiting == [young]
 
 
@@ -121,7 +121,7 @@ def test_age_decides_who_is_taken_from_and_outlives_preemption() -> None:
 def grow_until_somebody_waits(r: Roster, sequence: Sequence) -> None:
     while not r.waiting:
         fill(sequence)
-        assert r.grow(sequence)
+        assert r.grow(sequence, 1)
 
 
 def test_the_end_of_a_sequence_that_no_stage_knows_is_not_told() -> None:

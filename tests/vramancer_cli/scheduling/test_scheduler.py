@@ -5,16 +5,17 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from transport.messages import StepRow
+from transport.messages import StepRow, WindowGroup
 from vramancer_cli.errors import InvalidRequestError, QueueFullError
+from vramancer_cli.models.cache_window import most_held_blocks
 from vramancer_cli.models.readout import Pooling, PromptReading
 from vramancer_cli.models.sampling import Draw, Sampling
 from vramancer_cli.scheduling.scheduler import Emitted, Scheduled, Scheduler, StepMismatchError
 
 
-def scheduler(**changes: int) -> Scheduler:
-    limits = {"epoch": 3, "block_count": 16, "block_tokens": 4, "max_step_tokens": 16}
-    return Scheduler(**{**limits, **changes})
+def scheduler(**changes: object) -> Scheduler:
+    limits: dict[str, object] = {"epoch": 3, "block_count": 16, "block_tokens": 4, "max_step_tokens": 16}
+    return Scheduler(**{**limits, **changes})  # type: ignore[arg-type]
 
 
 def add(s: Scheduler, sequence: int, prompt_tokens: int = 3, max_tokens: int = 8, stops: tuple[int, ...] = ()) -> None:
@@ -411,3 +412,39 @@ def test_a_row_whose_prompt_is_still_read_has_no_guesses() -> None:
     assert (first.readouts[0].outputs, len(first.draws)) == (5, 1)
     assert s.commit(first.step, [3], 2.0) == (Emitted(1, (3,), None),)
     assert counts(start(s)) == {1: 3}, "one less than may still come"
+
+
+def crowded_window() -> Scheduler:
+    """Three decodes, and a prompt of 60 tokens before them in rank, in a window's group that has too few for all."""
+    least = most_held_blocks(3, 8, 1)
+    s = scheduler(block_count=400, block_tokens=1, max_step_tokens=8, windows=(WindowGroup(3, least + 9),))
+    for sequence in (1, 2, 3):
+        add(s, sequence, prompt_tokens=1, max_tokens=60)
+    finish(s, start(s))
+    s.add(9, tuple(range(60)), Sampling(), 5, frozenset(), priority=1)
+    return s
+
+
+def test_a_prompt_that_lacks_window_blocks_goes_before_those_of_lower_rank_in_the_next_step() -> None:
+    s = crowded_window()
+    while 9 in counts(scheduled := start(s)):
+        finish(s, scheduled)
+    assert counts(scheduled).keys() == {1, 2}, "they had their rows before the prompt's turn came"
+    finish(s, scheduled)
+    made_way = start(s)
+    assert counts(made_way) == {9: 8}
+    assert made_way.step.ended == (2,), "the lowest in rank yields, the other stays grounded"
+    finish(s, made_way)
+    ended: list[int] = []
+    while (scheduled := s.schedule(1.0)) is not None:
+        ended += [item.sequence for item in finish(s, scheduled) if item.finish_reason]
+    assert sorted(ended) == [1, 2, 3, 9]
+
+
+def test_nobody_makes_way_for_a_prompt_that_is_gone() -> None:
+    s = crowded_window()
+    while 9 in counts(scheduled := start(s)):
+        finish(s, scheduled)
+    finish(s, scheduled)
+    s.abort(9)
+    assert counts(start(s)).keys() >= {1, 2}

@@ -13,24 +13,33 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.helpers.scheduler_bench import Bench, Limits, RandomRequests, random_limits
+from tests.helpers.scheduler_bench import Bench, Limits, RandomRequests, random_limits, window_group
 from vramancer_cli.errors import QueueFullError
 
 RANDOM_STEPS = 100_000 if os.environ.get("VRM_LONG") else 5_000
 STEPS_PER_EPOCH = 200
 
-LIMITS = st.builds(
-    Limits,
-    block_count=st.integers(6, 30),
-    block_tokens=st.integers(1, 4),
-    max_step_tokens=st.integers(2, 20),
-    max_running=st.integers(1, 6),
-    max_waiting=st.just(64),
-    max_in_flight=st.integers(1, 3),
-    state_slots=st.sampled_from((0, 0, 0, 1, 4)),
-    prefix_cache=st.booleans(),
-    draft=st.sampled_from((0, 0, 1, 3, 16, None)),
-)
+
+@st.composite
+def any_limits(draw: st.DrawFn) -> Limits:
+    block_tokens, max_step_tokens = draw(st.integers(1, 4)), draw(st.integers(2, 20))
+    windows = st.builds(
+        window_group, st.integers(1, 8), st.just(block_tokens), st.just(max_step_tokens), st.integers(0, 12)
+    )
+    return Limits(
+        block_count=draw(st.integers(6, 30)),
+        block_tokens=block_tokens,
+        max_step_tokens=max_step_tokens,
+        max_running=draw(st.integers(1, 6)),
+        max_waiting=64,
+        max_in_flight=draw(st.integers(1, 3)),
+        state_slots=draw(st.sampled_from((0, 0, 0, 1, 4))),
+        prefix_cache=draw(st.booleans()),
+        draft=draw(st.sampled_from((0, 0, 1, 3, 16, None))),
+        windows=tuple(draw(st.lists(windows, max_size=2))),
+    )
+
+
 PROMPTS = st.lists(st.integers(0, 5), min_size=1, max_size=5).map(tuple)
 ARRIVALS = st.tuples(
     st.just("arrive"), PROMPTS, st.integers(1, 6), st.booleans(), st.integers(1, 3), st.sampled_from((0, 0, 0, 1))
@@ -44,7 +53,7 @@ MOVES = st.one_of(
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(LIMITS, st.lists(MOVES, max_size=80))
+@given(any_limits(), st.lists(MOVES, max_size=80))
 def test_any_interleaving(limits: Limits, moves: list[tuple]) -> None:
     bench = Bench(limits)
     for name, *values in moves:
@@ -77,6 +86,7 @@ def test_a_long_random_run() -> None:
             seen["refused"] += make_random_move(bench, requests, rng)
         bench.drain()
         seen.update(steps=bench.steps, ended=len(bench.done), preempted=bench.preemptions)
+        seen.update(left_behind=sum(stage.left_behind for stage in bench.stages))
         seen.update(copies=bench.copies, shared=bench.shared, reused=bench.scheduler.reused_tokens)
         seen.update(right=bench.right, wrong=bench.wrong)
     # The run must have seen what it is for.
@@ -85,6 +95,7 @@ def test_a_long_random_run() -> None:
     assert seen["shared"] > RANDOM_STEPS / 50
     assert seen["reused"] > RANDOM_STEPS / 10
     assert min(seen["right"], seen["wrong"]) > RANDOM_STEPS / 50
+    assert seen["left_behind"] > RANDOM_STEPS / 10
 
 
 def make_random_move(bench: Bench, requests: RandomRequests, rng: random.Random) -> int:

@@ -7,6 +7,7 @@ import pytest
 from transport.messages import StepRow
 from vramancer_cli.models.readout import PromptReading, Readout
 from vramancer_cli.models.sampling import Draw, Sampling
+from vramancer_cli.scheduling.cache_group import HeldBlocks
 from vramancer_cli.scheduling.sequence import Sequence
 
 SAMPLING = Sampling(temperature=0.5, seed=9)
@@ -19,7 +20,7 @@ def sequence(prompt: tuple[int, ...] = (1, 2, 3, 4, 5), **changes: object) -> Se
 
 def test_a_prompt_goes_out_in_chunks_and_only_the_last_is_sampled() -> None:
     s = sequence()
-    s.blocks.extend((4, 5, 6))
+    s.tables.append(HeldBlocks([4, 5, 6]))
     assert s.next_tokens(3) == (1, 2, 3)
     assert s.launch(3) == StepRow(7, 0, 3, (0,), ((4, 5, 6),), outputs=0)
     s.land(3)
@@ -29,11 +30,11 @@ def test_a_prompt_goes_out_in_chunks_and_only_the_last_is_sampled() -> None:
 
 def test_blocks_are_announced_once() -> None:
     s = sequence(prompt=(1,))
-    s.blocks.append(4)
+    s.tables.append(HeldBlocks([4]))
     s.launch(1)
     s.land(1)
     s.accept(50)
-    s.blocks.append(8)
+    s.tables[0].blocks.append(8)
     assert s.launch(1) == StepRow(7, 1, 1, (1,), ((8,),), outputs=1)
 
 
@@ -55,16 +56,17 @@ def test_a_sequence_ends_by_length_with_the_token_and_by_stop_without_it() -> No
 
 
 def test_dropping_the_cache_keeps_tokens_and_the_draw() -> None:
-    s = sequence(generated=[50, 51], cached_tokens=6, announced_blocks=2)
-    s.blocks.extend((3, 1))
-    assert s.drop_cache() == (3, 1)
-    assert (s.uncached_tokens, s.announced_blocks, s.blocks) == (7, 0, [])
+    s = sequence(generated=[50, 51], cached_tokens=6)
+    s.tables.append(HeldBlocks([3, 1]))
+    [held] = s.drop_cache()
+    assert held.blocks == [3, 1]
+    assert (s.uncached_tokens, s.is_announced, s.tables) == (7, False, [])
     assert s.next_draws[0] == Draw(SAMPLING, 2)
 
 
 def test_a_state_slot_is_announced_with_the_first_row_only() -> None:
     s = sequence(state_slot=3)
-    s.blocks.extend((4, 5))
+    s.tables.append(HeldBlocks([4, 5]))
     assert s.launch(3) == StepRow(7, 0, 3, (0, 0), ((4, 5), (3,)), outputs=0)
     s.land(3)
     assert s.launch(2) == StepRow(7, 3, 2, (2, 1), ((), ()), outputs=1)

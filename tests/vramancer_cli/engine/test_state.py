@@ -45,4 +45,4 @@ def test_a_slot_that_is_empty_or_does_not_exist_is_refused(shard: Shard, start: 
 
 def test_models_without_state_need_no_slot(shard: Shard):
     pool = StatePool(shard, 0)
-    assert pool.cache(row(3, None), Nowhere()) is not pool.cache(row(3, None), Nowhere())
+    assert pool.cache(row(3, None), Nowhere()) is pool.cache(row(3, None), Nowhere())

@@ -107,7 +107,7 @@ def test_what_was_asked_before_is_found_and_answered_alike() -> None:
 def test_a_leaked_block_is_found_when_nobody_asks_any_more() -> None:
     async def scene() -> None:
         async with GenerationBench(WHOLE) as bench:
-            bench.scheduler._allocator._pool.take(1)
+            bench.scheduler._allocator._groups[0].pool.take(1)
             assert await bench.ask([1, 2], 2) == answer([1, 2], 2)
             await asyncio.sleep(1)
             assert [type(error) for error in bench.broken] == [IntegrityError]

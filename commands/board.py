@@ -75,6 +75,9 @@ def _facts(status: ClusterStatus, glyphs: Glyphs, width: int) -> RenderResult:
     queue = f"{status.running} running, {status.waiting} waiting"
     rate = Text.assemble(" ", (f"{status.tokens_per_s:.1f}", "bold"), f" tokens/s{between}{queue}{between}")
     yield _fitted(rate.append(plain(status.api_url), style="cyan"), width)
+    if status.tokens_per_trip is not None and status.draft_acceptance is not None:
+        trips = f" {status.tokens_per_trip:.2f} tokens a trip{between}{status.draft_acceptance:.0%} of guesses right"
+        yield _fitted(Text(trips), width)
 
 
 def _fitted(text: Text, width: int) -> Text:

@@ -31,6 +31,7 @@ from vramancer_cli.settings import (
     Role,
     parse_context,
     parse_device,
+    parse_draft,
     parse_node_name,
     parse_port,
     parse_rate,
@@ -128,6 +129,12 @@ class NodeFlags:
     no_prefix_cache: Annotated[
         bool, setting("--no-prefix-cache", "Compute every prompt anew; the master's choice counts.")
     ] = False
+    draft: Annotated[
+        int | None,
+        setting(
+            "--draft", "Tokens to guess ahead: auto, off, or a number.", metavar="N", unset="auto", parser=parse_draft
+        ),
+    ] = None
     state_dir: StateDir = DEFAULT_STATE_FOLDER
     log_json: Annotated[bool, setting("--log-json", "Log lines as JSON.", hidden=True)] = False
     api_token: ApiToken = None
@@ -206,6 +213,7 @@ def node_settings(
         cache_folder=cache,
         quantize=flags.quantize,
         prefix_cache=not flags.no_prefix_cache,
+        draft=flags.draft,
     )
     for warning in check_start(settings):
         notes().print(f"warning: {warning}", markup=False, soft_wrap=True)

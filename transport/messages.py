@@ -40,8 +40,12 @@ class StepRow(msgspec.Struct, frozen=True, array_like=True):
     from `start` on, and a short rollback, can see (models.cache_window); a table that begins there begins with
     `first_block[g]`. The last group exists where the plan has state slots: its table is one slot, the sequence's
     recurrent state, which is empty at `start` 0. `outputs`: of how many of the row's last tokens the last stage sends
-    back the final hidden states: 0 none, 1 the one that is sampled from, more for prompt log-probabilities and
-    embeddings; at most `count`.
+    back the final hidden states: 0 none, 1 the one that is sampled from, more for prompt log-probabilities, embeddings
+    and drafted tokens; at most `count`.
+
+    Drafted tokens stand at the end of a row, and those that turn out wrong are taken back by the sequence's next row:
+    its `start` is then lower than the tokens that the stages have, by at most `outputs` - 1 of the row before, and
+    every stage forgets what lies from there on. No row of a plan with state slots may do so.
     """
 
     sequence: Natural

@@ -139,6 +139,7 @@ async def _head(settings: NodeSettings, on_ready: OnReady, on_download: Progress
             int(time.time()),
             inbox.activity,
             prefix_cache=settings.prefix_cache,
+            draft=settings.draft,
         )
         coordinator = inbox.coordinator = Coordinator(
             facts=_facts(settings, credentials, engine, endpoint.port),

@@ -20,6 +20,9 @@ API_PORT: Final = 5000
 NODE_PORT: Final = 5001
 LOOPBACK: Final = "127.0.0.1"
 
+MOST_DRAFTED: Final = 16
+"""Tokens that may be guessed ahead: what stages keep at hand to take back."""
+
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantize = Literal["auto", "none", "int8", "int4", "int4-64", "int4-128"]
 Role = Literal["head", "worker"]
@@ -44,6 +47,7 @@ class NodeSettings:
     `model` None is the built-in one. `port` is the API's, `node_port` the other nodes'; 0 takes a free one, and
     `*_given` says whether a person chose it (then a busy port is an error). `memory_bytes` None: what the device
     has free. `context_tokens` None: chosen from the model. `head`: HOST[:PORT] as typed after `join`, or None.
+    `draft`: how many tokens of an answer are guessed ahead; 0 none, None as many as pay.
     Then four are the API's (see serving.settings): `cors_origin` origins apart by commas, `rate_limit` a minute.
     """
 
@@ -70,6 +74,7 @@ class NodeSettings:
     cache_folder: Path | None = None
     quantize: Quantize = "auto"
     prefix_cache: bool = True
+    draft: int | None = None
 
     def __repr__(self) -> str:
         """Without the token: settings are logged."""
@@ -132,6 +137,13 @@ def parse_port(text: str | int) -> int:
 def parse_context(text: str | int) -> int:
     """A context length in tokens. Raises UsageError."""
     return _whole_number(text, 16, 2**24, "A context is counted in tokens.")
+
+
+def parse_draft(text: str | int) -> int | None:
+    """How many tokens to guess ahead; None for "auto", 0 for "off". Raises UsageError."""
+    words: dict[str, int | None] = {"auto": None, "off": 0}
+    word = str(text).strip().lower()
+    return words[word] if word in words else _whole_number(word, 0, MOST_DRAFTED, "Or write auto, or off.")
 
 
 def parse_rate(text: str | int) -> int:

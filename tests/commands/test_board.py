@@ -40,6 +40,14 @@ def test_at_80_columns_nothing_that_matters_is_cut() -> None:
         assert fact in text
 
 
+def test_what_guessing_ahead_is_worth_is_told_where_it_happened() -> None:
+    guessing = replace(CLUSTER, tokens_per_trip=2.456, draft_acceptance=0.834)
+    assert "2.46 tokens a trip" in "\n".join(drawn(Board(guessing), 80))
+    assert "83% of guesses right" in "\n".join(drawn(Board(guessing), 80))
+    silent = replace(CLUSTER, tokens_per_trip=1.0, draft_acceptance=None)
+    assert drawn(Board(silent), 80) == drawn(Board(CLUSTER), 80)
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_segments_are_proportional_to_layers_and_fill_the_line(width: int) -> None:
     bar = bar_of(drawn(Board(CLUSTER), width))

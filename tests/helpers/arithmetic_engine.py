@@ -141,11 +141,10 @@ class ArithmeticEnds:
 
 
 def _read(rows: list[int], readout: Readout) -> RowOutput:
-    token = rows[-1] % VOCABULARY if readout.draw else None
-    scored = readout.draw is not None and readout.draw.sampling.top_logprobs is not None
+    drawn = [(row % VOCABULARY, draw) for row, draw in zip(reversed(rows), reversed(readout.draws), strict=False)][::-1]
     return RowOutput(
-        token,
-        TokenScore(token, -float(token)) if token is not None and scored else None,
+        tuple(token for token, _ in drawn),
+        tuple(TokenScore(token, -float(token)) for token, draw in drawn if draw.sampling.top_logprobs is not None),
         tuple(TokenScore(target, -float(row % VOCABULARY)) for row, target in zip(rows, readout.targets, strict=False)),
         (float(sum(rows)),) if readout.pooled else (),
     )

@@ -42,7 +42,8 @@ class Answer:
 
 
 class EngineBench:
-    """`copies`, `preemptions` and `computed_tokens` count what the steps so far were made of."""
+    """`copies`, `preemptions` and `computed_tokens` count what the steps so far were made of; `trips` rows that gave
+    tokens, `drafted` and `right` the tokens guessed in them."""
 
     def __init__(
         self,
@@ -53,8 +54,11 @@ class EngineBench:
         block_tokens: int = 8,
         block_count: int = 220,
         prefix_cache: bool = True,
+        draft: int | None = 0,
+        clearances: bool = True,
         sequences: int = 16,
     ) -> None:
+        self._clearances = clearances
         self.engine = TorchEngine("cpu", limit_bytes=1 << 29, threads=1)
         self.plan = make_plan(
             self.engine,
@@ -75,8 +79,10 @@ class EngineBench:
             windows=self.plan.windows,
             state_slots=self.plan.state_slots,
             prefix_cache=prefix_cache,
+            draft=draft,
         )
         self.copies = self.preemptions = self.computed_tokens = 0
+        self.trips = self.drafted = self.right = 0
         self._next_sequence = 0
 
     def close(self) -> None:
@@ -117,15 +123,24 @@ class EngineBench:
             received = over_the_wire(step, index, self.engine.to_buffers(crossing))
             crossing = stage.execute(step, self.engine.from_buffers(received.tensors))
         outputs = self._ends.read(crossing, scheduled.readouts)
-        tokens = [output.token for output in outputs if output.token is not None]
+        tokens = [token for output in outputs for token in output.tokens]
         emitted = {item.sequence: item for item in self.scheduler.commit(step, tokens, 0.0)}
-        last = -1
+        end = 0
         for readout, output in zip(scheduled.readouts, outputs, strict=True):
-            last += readout.outputs
+            end += readout.outputs
             answer = answers[readout.sequence]
-            _take(answer, output, emitted.get(readout.sequence))
-            if readout.draw is not None:
-                answer.clearances.append(clearance(self._ends.logits(crossing.hidden[last : last + 1]), readout.draw))
+            came = emitted.get(readout.sequence)
+            _take(answer, output, came)
+            self._count(came)
+            drawn = len(came.token_ids) + (came.finish_reason == "stop") if came and self._clearances else 0
+            for row, draw in enumerate(readout.draws[:drawn], start=end - len(readout.draws)):
+                answer.clearances.append(clearance(self._ends.logits(crossing.hidden[row : row + 1]), draw))
+
+    def _count(self, came: Emitted | None) -> None:
+        if came is not None:
+            self.trips += 1
+            self.drafted += came.drafted
+            self.right += came.right
 
 
 def _take(answer: Answer, output: RowOutput, emitted: Emitted | None) -> None:
@@ -134,7 +149,7 @@ def _take(answer: Answer, output: RowOutput, emitted: Emitted | None) -> None:
         answer.pooled = [a + b for a, b in zip(answer.pooled or [0.0] * len(output.pooled), output.pooled, strict=True)]
     if emitted is not None:
         answer.tokens += emitted.token_ids
-        answer.scores += [output.score] if output.score and emitted.token_ids else []
+        answer.scores += output.scores[: len(emitted.token_ids)]
         answer.finish_reason = emitted.finish_reason
 
 

@@ -138,7 +138,7 @@ class PipelineBench:
         while scheduled := self.scheduler.schedule(0.0):
             async with asyncio.timeout(5):
                 results = await self.pipeline.submit(scheduled)
-            sampled = [result.token for result in results if result.token is not None]
+            sampled = [token for result in results for token in result.tokens]
             for item in self.scheduler.commit(scheduled.step, sampled, 0.0):
                 tokens.extend(item.token_ids)
         return tokens

@@ -25,6 +25,7 @@ class Limits:
     max_in_flight: int
     state_slots: int = 0
     prefix_cache: bool = True
+    draft: int | None = 0
     windows: tuple[WindowGroup, ...] = ()
 
 
@@ -81,7 +82,7 @@ class Bench:
         self.in_flight: list[Flight] = []
         self.now = 0.0
         self.steps = 0
-        self.preemptions = self.copies = self.shared = 0
+        self.preemptions = self.copies = self.shared = self.right = self.wrong = 0
         self._next_id = self._actions = 0
         self._oldest: int | None = None
         self._oldest_passed_by = 0
@@ -170,9 +171,13 @@ class Bench:
         assert self.scheduler.running <= min(self.limits.max_running, self.limits.state_slots or 1000)
         wanted = [(row.sequence, row.outputs) for row in step.rows if row.outputs]
         assert wanted == [(readout.sequence, readout.outputs) for readout in scheduled.readouts]
-        for sequence, draw in zip(scheduled.sampled, scheduled.draws, strict=True):
-            request = self.live[sequence]
-            assert draw == Draw(Sampling(seed=request.seed), len(request.tokens))
+        for readout in scheduled.readouts:
+            request = self.live[readout.sequence]
+            first = len(request.tokens)
+            assert len(readout.draws) + first <= request.max_tokens, "more was drafted than could be used"
+            assert readout.draws == tuple(
+                Draw(Sampling(seed=request.seed), first + place) for place in range(len(readout.draws))
+            )
         flying = [row.sequence for flight in self.in_flight for row in flight.scheduled.step.rows]
         live_in_flight = [row.sequence for row in step.rows if row.sequence in flying]
         assert not live_in_flight, "a sequence in flight was scheduled again"
@@ -212,14 +217,16 @@ class Bench:
         for history, readout in zip(flight.histories, flight.scheduled.readouts, strict=True):
             if readout.sequence in self.live:
                 self.live[readout.sequence].read.extend(readout.targets)
-            if readout.draw is not None:
-                tokens.append(next_token(history, readout.draw))
+            for place, draw in enumerate(readout.draws, start=len(history) - len(readout.draws) + 1):
+                tokens.append(next_token(history[:place], draw))
         emitted = self.scheduler.commit(flight.scheduled.step, tokens, self.now)
         self._check_integrity()
         assert len({item.sequence for item in emitted}) == len(emitted)
         for item in emitted:
             request = self.live[item.sequence]  # KeyError: it was aborted or has ended before
             request.tokens.extend(item.token_ids)
+            self.right += item.right
+            self.wrong += item.drafted - item.right
             if item.finish_reason is not None:
                 assert (request.tokens, item.finish_reason) == request.alone()
                 assert tuple(request.read) == (request.prompt[1:] if request.reading != NO_READING else ())
@@ -240,6 +247,7 @@ def random_limits(rng: random.Random) -> Limits:
         max_in_flight=rng.choice((1, 2, 3)),
         state_slots=rng.choice((0, 0, 0, 0, 3, 20)),
         prefix_cache=rng.random() < 0.7,
+        draft=rng.choice((0, 1, 4, 16, None)),
         windows=tuple(
             window_group(rng.randint(1, 12), block_tokens, max_step_tokens, rng.randint(0, rng.choice((3, 100))))
             for _ in range(rng.choice((0, 0, 1, 1, 2)))

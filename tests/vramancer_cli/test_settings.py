@@ -15,6 +15,7 @@ from vramancer_cli.settings import (
     parse_address,
     parse_context,
     parse_device,
+    parse_draft,
     parse_node_name,
     parse_port,
     parse_size,
@@ -138,6 +139,13 @@ def test_ports_may_be_0_and_contexts_not() -> None:
             parse_port(wrong)
     with pytest.raises(UsageError):
         parse_context("15")
+
+
+def test_how_many_tokens_to_guess() -> None:
+    assert [parse_draft(text) for text in ("auto", " Off ", "0", "1", 16)] == [None, 0, 0, 1, 16]
+    for wrong in ("17", "-1", "on", ""):
+        with pytest.raises(UsageError):
+            parse_draft(wrong)
 
 
 def test_node_names() -> None:

@@ -27,6 +27,8 @@ def cluster_status(
     tokens_per_s: float,
     api_url: str,
     now: float,
+    tokens_per_trip: float | None = None,
+    draft_acceptance: float | None = None,
 ) -> ClusterStatus:
     """Nodes in pipeline order, then the others by name, the lost ones last."""
     plan, model, settings = state.active_plan, state.model, state.settings
@@ -47,6 +49,8 @@ def cluster_status(
         running=running,
         waiting=waiting,
         tokens_per_s=tokens_per_s,
+        tokens_per_trip=tokens_per_trip,
+        draft_acceptance=draft_acceptance,
         api_url=api_url,
         nodes=tuple(_node_status(state, node, now) for node in _board_order(state)),
     )

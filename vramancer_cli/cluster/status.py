@@ -41,7 +41,11 @@ class NodeStatus:
 
 @dataclass(frozen=True, slots=True)
 class ClusterStatus:
-    """`reason` says in one sentence why `state` is not "ready" (empty when it is)."""
+    """`reason` says in one sentence why `state` is not "ready" (empty when it is).
+
+    `tokens_per_trip`: what a trip through all nodes gives an answer, since the start; None before the first.
+    `draft_acceptance`: which share of the tokens that were guessed beforehand was right; None where none was.
+    """
 
     cluster: str
     cluster_id: str
@@ -60,6 +64,8 @@ class ClusterStatus:
     api_url: str
     nodes: tuple[NodeStatus, ...] = field(default_factory=tuple)
     quantize: str = "none"
+    tokens_per_trip: float | None = None
+    draft_acceptance: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -68,8 +74,10 @@ class ClusterStatus:
     def from_json(cls, data: dict[str, Any]) -> ClusterStatus:
         """Ignores unknown keys, so that an older board can read a newer head. Raises KeyError, TypeError."""
         nodes = tuple(_node_from_json(node) for node in data["nodes"])
-        values = {f.name: data[f.name] for f in fields(cls) if f.name not in ("nodes", "quantize")}
-        return cls(**values, nodes=nodes, quantize=data.get("quantize", "none"))
+        later = {"quantize", "tokens_per_trip", "draft_acceptance"}  # than the first boards
+        names = {f.name for f in fields(cls)} - {"nodes"}
+        values = {name: data[name] for name in names if name in data or name not in later}
+        return cls(**values, nodes=nodes)
 
     @property
     def numbers(self) -> str:

@@ -17,11 +17,16 @@ from vramancer_cli.errors import IntegrityError
 
 @dataclass(frozen=True, slots=True)
 class BlockTable:
-    """A sequence's blocks in each group, how many tokens have been written into them, and its state slot."""
+    """A sequence's blocks in each group, how many tokens have been written into them, and its state slot.
+
+    `certain`: so many of the tokens stay. Those behind them may have been drafted wrongly, and the next row takes them
+    back: all but the first of the last row's tokens whose outputs were wanted.
+    """
 
     groups: tuple[HeldTable, ...]
     tokens: int
     state: int | None
+    certain: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,18 +137,28 @@ class BlockTables:
             if row.blocks[0] and row.first_block[0] == 0:
                 self._let_go(old)
                 continue
-            refuse(row.start != old.tokens, row, f"starts at {row.start}, but {old.tokens} tokens are here")
+            self._take_back(row, old)
             pairs = zip(self._groups, old.groups, strict=True)
             trimmed = tuple(group.trim(held, row.start) for group, held in pairs)
-            going_on[row.sequence] = BlockTable(trimmed, old.tokens, old.state)
+            going_on[row.sequence] = BlockTable(trimmed, row.start, old.state, row.start)
         return going_on
+
+    def _take_back(self, row: StepRow, old: BlockTable) -> None:
+        """Forget the tokens from the row's start on; only such as may have been drafted wrongly.
+
+        Never of a model with recurrent states, which stand after the last token only.
+        """
+        certain = old.tokens if self._state_slots else old.certain
+        refuse(not certain <= row.start <= old.tokens, row, f"starts at {row.start}, but {old.tokens} tokens are here")
+        for group, held in zip(self._groups, old.groups, strict=True):
+            group.take_back(row, held, old.tokens)
 
     def _place(self, row: StepRow, tables: dict[int, BlockTable], before: BlockTable | None) -> PlacedRow:
         """Put the table after `row` among `tables`, with its blocks held and written."""
         held = before.groups if before else (None,) * len(self._groups)
         full, *windows = (group.place(row, table) for group, table in zip(self._groups, held, strict=True))
         state, end = self._state_after(row, tables), row.start + row.count
-        tables[row.sequence] = BlockTable((full, *windows), end, state)
+        tables[row.sequence] = BlockTable((full, *windows), end, state, end - max(0, row.outputs - 1))
         return PlacedRow(row.start, end, full.blocks, full.consecutive, row.outputs, state, tuple(windows))
 
     def _check_numbers(self, row: StepRow) -> None:

@@ -126,8 +126,8 @@ class TorchEnds:
 
     def sample(self, boundary: Boundary, draws: Sequence[Draw]) -> list[int]:
         """As `read`, for R rows that are each sampled and nothing else; R token ids out."""
-        read = self.read(boundary, [Readout(row, 1, draw) for row, draw in enumerate(draws)])
-        return [output.token for output in read if output.token is not None]
+        read = self.read(boundary, [Readout(row, 1, (draw,)) for row, draw in enumerate(draws)])
+        return [output.tokens[0] for output in read]
 
     def _normed(self, rows: torch.Tensor) -> torch.Tensor:
         return finite(self._open().normed(rows))

@@ -48,6 +48,13 @@ class GroupBlocks:
         kept = held.blocks[dropped:]
         return HeldTable(kept, held.consecutive or _are_consecutive(kept), held.first + dropped)
 
+    def take_back(self, row: StepRow, held: HeldTable, tokens: int) -> None:
+        """Forget what was written from the row's start up to position `tokens`. Raises RemoteProtocolError."""
+        for number in range(row.start // self._size, -(-tokens // self._size)):
+            block = held.blocks[number - held.first]
+            refuse(self.ledger.holders(block) != 1, row, "takes back what another sequence reads")
+            self.ledger.write(block, max(0, row.start - number * self._size))
+
     def note_copies(self, copies: tuple[BlockCopy, ...]) -> None:
         """Each target is free, and nobody's source. Raises RemoteProtocolError."""
         own = [copy for copy in copies if copy.group == self._number]

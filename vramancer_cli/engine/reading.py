@@ -5,9 +5,9 @@ Rows of logits are large, so they are made in turns of a bounded number. Must ne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, islice
 
 import torch
 
@@ -17,6 +17,7 @@ from vramancer_cli.models.readout import Readout, RowOutput, TokenScore
 from vramancer_cli.models.sampling import Draw
 
 OnRows = Callable[[torch.Tensor], torch.Tensor]
+Drawn = tuple[int, TokenScore | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +37,14 @@ class Reader:
         ends = list(accumulate(readout.outputs for readout in readouts))
         if rows.shape[0] != (ends[-1] if ends else 0):
             raise LocalProtocolError(f"{rows.shape[0]} rows came for {ends[-1] if ends else 0} outputs.")
-        drawn = self._drawn(rows, [(end - 1, r.draw) for end, r in zip(ends, readouts, strict=True) if r.draw])
-        outputs = [next(drawn) if readout.draw else RowOutput() for readout in readouts]
+        drawn = self._drawn(rows, list(_places(ends, readouts)))
+        outputs = [_joined(islice(drawn, len(readout.draws))) for readout in readouts]
         for place, (end, readout) in enumerate(zip(ends, readouts, strict=True)):
             if readout.targets or readout.pooled:
                 outputs[place] = self._with_prompt(outputs[place], rows[end - readout.outputs : end], readout)
         return outputs
 
-    def _drawn(self, rows: torch.Tensor, places: Sequence[tuple[int, Draw]]) -> Iterator[RowOutput]:
+    def _drawn(self, rows: torch.Tensor, places: Sequence[tuple[int, Draw]]) -> Iterator[Drawn]:
         """The drawn tokens, and their scores where they are wanted, in the order of `places` (row, draw)."""
         if len(places) < rows.shape[0]:
             rows = rows[[row for row, _ in places]]
@@ -63,13 +64,25 @@ class Reader:
             yield from score_tokens(logprobs, targets, [readout.top_logprobs] * len(targets))
 
 
-def _draw(logits: torch.Tensor, draws: Sequence[Draw]) -> list[RowOutput]:
+def _places(ends: Sequence[int], readouts: Sequence[Readout]) -> Iterator[tuple[int, Draw]]:
+    """Each draw with the row that it is made from: the last rows of its readout, which ends before row `end`."""
+    for end, readout in zip(ends, readouts, strict=True):
+        yield from enumerate(readout.draws, start=end - len(readout.draws))
+
+
+def _joined(drawn: Iterable[Drawn]) -> RowOutput:
+    """What was drawn for one readout."""
+    pairs = list(drawn)
+    return RowOutput(tuple(token for token, _ in pairs), tuple(score for _, score in pairs if score is not None))
+
+
+def _draw(logits: torch.Tensor, draws: Sequence[Draw]) -> list[Drawn]:
     tops = {row: top for row, draw in enumerate(draws) if (top := draw.sampling.top_logprobs) is not None}
     # Before the draws change the logits: a score is of what the model says, not of what was asked of it.
     logprobs = torch.log_softmax(logits[list(tops)], -1) if tops else None
     tokens = choose_tokens(logits, draws)
     if logprobs is None:
-        return [RowOutput(token) for token in tokens]
+        return [(token, None) for token in tokens]
     scores = score_tokens(logprobs, [tokens[row] for row in tops], list(tops.values()))
     scored = dict(zip(tops, scores, strict=True))
-    return [RowOutput(token, scored.get(row)) for row, token in enumerate(tokens)]
+    return [(token, scored.get(row)) for row, token in enumerate(tokens)]

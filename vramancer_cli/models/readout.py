@@ -35,12 +35,13 @@ class Readout:
     """What to make of one step row's `outputs`, the final hidden states of its last tokens.
 
     `targets`: the tokens that follow the first outputs, each to be scored with `top_logprobs` of the likeliest.
-    `pooled`: sum up all outputs after the final norm. `draw`: choose the token that follows the last one.
+    `pooled`: sum up all outputs after the final norm. `draws`: choose the tokens that follow the last outputs, one
+    each; several where tokens were drafted: each is drawn as if those drafted before it had been drawn.
     """
 
     sequence: int
     outputs: int
-    draw: Draw | None = None
+    draws: tuple[Draw, ...] = ()
     targets: tuple[int, ...] = ()
     top_logprobs: int = 0
     pooled: bool = False
@@ -60,9 +61,12 @@ class TokenScore:
 
 @dataclass(frozen=True, slots=True)
 class RowOutput:
-    """What a Readout asked for: each field is empty where it asked for none."""
+    """What a Readout asked for: each field is empty where it asked for none.
 
-    token: int | None = None
-    score: TokenScore | None = None
+    `tokens`: one per draw, also those behind a draft that was wrong; `scores`: as many, where they are wanted.
+    """
+
+    tokens: tuple[int, ...] = ()
+    scores: tuple[TokenScore, ...] = ()
     prompt_scores: tuple[TokenScore, ...] = ()
     pooled: tuple[float, ...] = ()

@@ -51,11 +51,18 @@ class Draw:
 
 
 def next_draw(
-    sampling: Sampling, prompt: tuple[int, ...], generated: Sequence[int], stop_token_ids: frozenset[int]
+    sampling: Sampling,
+    prompt: tuple[int, ...],
+    generated: Sequence[int],
+    stop_token_ids: frozenset[int],
+    drafted: tuple[int, ...] = (),
 ) -> Draw:
-    """The draw that follows `generated`. What was generated is copied only for a sampling that looks back."""
-    index = len(generated)
+    """The draw that follows `generated` and, as if they had been generated too, `drafted` tokens.
+
+    What was generated is copied only for a sampling that looks back.
+    """
+    index = len(generated) + len(drafted)
     banned = stop_token_ids if index < sampling.min_tokens else frozenset[int]()
     if not sampling.looks_back:
         return Draw(sampling, index, banned=banned)
-    return Draw(sampling, index, prompt, tuple(generated), banned)
+    return Draw(sampling, index, prompt, (*generated, *drafted), banned)

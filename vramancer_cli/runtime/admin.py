@@ -70,6 +70,8 @@ class HeadAdmin:
             running=self._generation.running,
             waiting=self._generation.waiting,
             tokens_per_s=self._generation.rate.per_second(now),
+            tokens_per_trip=self._generation.trips.tokens_per_trip,
+            draft_acceptance=self._generation.trips.draft_acceptance,
             api_url=self.api_url,
             now=now,
         )

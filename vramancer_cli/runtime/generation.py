@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from vramancer_cli.models.sampling import Sampling
 from vramancer_cli.runtime.contracts import EmbeddingRequest, Generated, GenerationRequest
 from vramancer_cli.runtime.pipeline import Pipeline
 from vramancer_cli.runtime.rate import TokenRate
+from vramancer_cli.runtime.trips import TripCount
 from vramancer_cli.scheduling.scheduler import Emitted, Scheduled, Scheduler, StepMismatchError
 
 STEP_DEADLINE_S = 120.0
@@ -45,12 +46,16 @@ class Generation:
         on_activity: Callable[[], None],
         *,
         prefix_cache: bool = True,
+        draft: int | None = None,
     ) -> None:
+        """`draft`: how many tokens are guessed beforehand, None: as many as pay (see scheduling)."""
         self.name = name
         self.folder = folder
         self.context_tokens = context_tokens
         self.created_s = created_s
         self.rate = TokenRate()
+        self.trips = TripCount()
+        self._draft = draft
         self._on_activity = on_activity
         self._prefix_cache = prefix_cache
         self._session: _Session | None = None
@@ -67,7 +72,7 @@ class Generation:
 
     def serve(self, plan: Plan, pipeline: Pipeline, on_broken: Broken) -> None:
         """Take requests with this plan from now on."""
-        self._session = _Session(plan, pipeline, self.rate, on_broken, self._prefix_cache)
+        self._session = _Session(plan, pipeline, self.rate, on_broken, self._prefix_cache, self.trips, self._draft)
 
     async def stop(self, error: VramancerError) -> None:
         """End every running and waiting request with `error`; refuse new ones with its sentence."""
@@ -83,7 +88,8 @@ class Generation:
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Generated, None]:
         async with aclosing(self._items(request, _prompt_scores(request))) as items:
             async for item in items:
-                yield _generated(item)
+                for generated in _generated(item):
+                    yield generated
 
     def drop(self, request_id: str, choice: int) -> None:
         if self._session is not None:
@@ -133,11 +139,14 @@ class _Item:
     emitted: Emitted | None
 
 
-def _generated(item: _Item) -> Generated:
+def _generated(item: _Item) -> Iterator[Generated]:
+    """Token by token, as if each had come by itself: what follows must not depend on how many came in one trip."""
     token_ids = item.emitted.token_ids if item.emitted else ()
-    scores = (item.output.score,) if token_ids and item.output.score else ()
     finish_reason = item.emitted.finish_reason if item.emitted else None
-    return Generated(token_ids, finish_reason, item.choice, scores, item.output.prompt_scores)
+    for place in range(len(token_ids) - 1):
+        yield Generated(token_ids[place : place + 1], None, item.choice, item.output.scores[place : place + 1])
+    last = slice(max(0, len(token_ids) - 1), len(token_ids))
+    yield Generated(token_ids[last], finish_reason, item.choice, item.output.scores[last], item.output.prompt_scores)
 
 
 @dataclass(eq=False, slots=True)
@@ -166,7 +175,16 @@ class _Flight:
 class _Session:
     """One epoch of generation: a scheduler, a pipeline, and the task that drives them."""
 
-    def __init__(self, plan: Plan, pipeline: Pipeline, rate: TokenRate, on_broken: Broken, prefix_cache: bool) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        pipeline: Pipeline,
+        rate: TokenRate,
+        on_broken: Broken,
+        prefix_cache: bool,
+        trips: TripCount,
+        draft: int | None,
+    ) -> None:
         self.scheduler = Scheduler(
             epoch=plan.epoch,
             block_count=plan.block_count,
@@ -175,12 +193,14 @@ class _Session:
             windows=plan.windows,
             state_slots=plan.state_slots,
             prefix_cache=prefix_cache,
+            draft=draft,
             max_running=MAX_RUNNING,
             max_waiting=MAX_WAITING,
             max_in_flight=len(plan.stages),
         )
         self._pipeline = pipeline
         self._rate = rate
+        self._trips = trips
         self._on_broken = on_broken
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
@@ -271,7 +291,7 @@ class _Session:
     def _commit(self, scheduled: Scheduled, results: list[RowOutput], now: float) -> None:
         if len(results) != len(scheduled.readouts):
             raise StepMismatchError(f"{len(results)} results came for {len(scheduled.readouts)} readouts.")
-        tokens = [result.token for result in results if result.token is not None]
+        tokens = [token for result in results for token in result.tokens]
         emitted = {item.sequence: item for item in self.scheduler.commit(scheduled.step, tokens, now)}
         for readout, result in zip(scheduled.readouts, results, strict=True):
             self._hand_out(readout.sequence, result, emitted.get(readout.sequence), now)
@@ -280,6 +300,7 @@ class _Session:
         """`emitted` is None for a part of a prompt, and for what was aborted meanwhile, of which nobody hears."""
         if emitted is not None:
             self._rate.add(len(emitted.token_ids), now)
+            self._trips.add(emitted)
         answers = self._answers.get(sequence)
         if answers is None:
             return

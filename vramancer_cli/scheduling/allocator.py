@@ -90,6 +90,12 @@ class CacheAllocator:
             return False
         return any(other.prompt_digest == sequence.prompt_digest and other.cached_tokens < last for other in running)
 
+    def room(self, sequence: Sequence, reserve: int) -> int:
+        """How many tokens more its blocks hold, with those that are free while `reserve` of each group stay so."""
+        pairs = zip(self._groups, sequence.tables, strict=True)
+        end = min(held.end + max(0, group.pool.free_count - reserve) for group, held in pairs)
+        return end * self._block_tokens - sequence.cached_tokens
+
     def grow(self, sequence: Sequence, count: int) -> bool:
         """Blocks for its next `count` tokens, which must run in the next step: what their windows have left behind goes
         back. False, and nothing, when too few are free."""

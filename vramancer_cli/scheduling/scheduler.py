@@ -8,6 +8,7 @@ The order of service, in each step:
 2. Prompts begun, by rank, in chunks of what is left of the budget.
 3. New sequences, strictly by rank, while blocks for all their tokens are free (in a window's cache group, for as many
    as it ever holds), and a state slot where the model keeps recurrent state.
+4. Guesses at what follows the decodes (see `drafting`), out of what is left of the budget and of the free blocks.
 
 A higher priority ranks first, within one the older. A sequence that finds no free block takes those of the lowest in
 rank below itself; that one keeps its tokens and is computed again later. A prompt whose blocks are with decodes in
@@ -18,13 +19,15 @@ turn.
 from __future__ import annotations
 
 from collections import abc, deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 
 from transport.messages import Step, WindowGroup
 from vramancer_cli.errors import IntegrityError, InvalidRequestError, VramancerError
 from vramancer_cli.models.readout import NO_READING, PromptReading, Readout
 from vramancer_cli.models.sampling import Draw, Sampling
 from vramancer_cli.scheduling.allocator import CacheAllocator
+from vramancer_cli.scheduling.drafting import Drafting, Load
 from vramancer_cli.scheduling.roster import Roster
 from vramancer_cli.scheduling.sequence import FinishReason, Sequence
 
@@ -49,31 +52,51 @@ class Scheduled:
 
     @property
     def draws(self) -> tuple[Draw, ...]:
-        """One per sampled row."""
-        return tuple(readout.draw for readout in self.readouts if readout.draw is not None)
+        """One per token that is drawn, in row order."""
+        return tuple(draw for readout in self.readouts for draw in readout.draws)
 
     @property
     def sampled(self) -> tuple[int, ...]:
         """The sequences that are sampled."""
-        return tuple(readout.sequence for readout in self.readouts if readout.draw is not None)
+        return tuple(readout.sequence for readout in self.readouts if readout.draws)
 
 
 @dataclass(frozen=True, slots=True)
 class Emitted:
-    """What a committed step gave one sequence. A stop token is not among `token_ids`."""
+    """What a committed step gave one sequence. A stop token is not among `token_ids`.
+
+    `drafted`: so many tokens had been guessed beforehand; the first `right` of them were what was drawn.
+    """
 
     sequence: int
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None
+    drafted: int = 0
+    right: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class _Share:
-    """One sequence's share of a step."""
+    """One sequence's share of a step: `count` tokens, the last `drafted` of them guesses."""
 
     sequence: Sequence
     count: int
     sampled: bool
+    drafted: int = 0
+
+    @property
+    def draws(self) -> int:
+        return 1 + self.drafted if self.sampled else 0
+
+    @property
+    def decodes(self) -> bool:
+        """Whether one token is all that it must run."""
+        return self.sampled and self.count == 1 + self.drafted
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it decodes behind a token of its answer, so that nothing else is wanted of that token."""
+        return self.decodes and bool(self.sequence.generated)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +113,8 @@ class Scheduler:
 
     `windows`: the cache groups of layers that look back a window only; each must hold one sequence at least.
     `state_slots`: recurrent states that the stages have places for; 0 for a model that keeps none. `prefix_cache`:
-    whether blocks are kept after their sequence, for others that begin alike.
+    whether blocks are kept after their sequence, for others that begin alike. `draft`: how many tokens are guessed
+    beforehand, 0 for none, None for as many as pay; none with state slots, because a state cannot be taken back.
     """
 
     def __init__(
@@ -103,6 +127,7 @@ class Scheduler:
         windows: tuple[WindowGroup, ...] = (),
         state_slots: int = 0,
         prefix_cache: bool = True,
+        draft: int | None = 0,
         max_running: int = 16,
         max_waiting: int = 256,
         max_in_flight: int = 1,
@@ -122,7 +147,9 @@ class Scheduler:
         )
         most = min(max_running, state_slots or max_running)
         self._roster = Roster(self._allocator, max_running=most, max_waiting=max_waiting)
+        self._drafting = None if draft == 0 or state_slots else Drafting(draft)
         self._in_flight: dict[int, _Flight] = {}
+        self._committed_s = 0.0
         self._next_number = 0
         self._next_arrival = 0
         self._next_turn = 0
@@ -198,25 +225,29 @@ class Scheduler:
             return None
         shares = self._pick_decodes()
         shares += self._pick_prompts(self._max_step_tokens - len(shares))
+        if self._drafting is not None:
+            shares = self._with_drafts(shares, self._drafting)
         if not shares and (self._in_flight or not self._roster.has_ended):
             return None
         return self._launch(tuple(shares), now)
 
     def commit(self, step: Step, tokens: abc.Sequence[int], now: float) -> tuple[Emitted, ...]:
-        """Take a step's sampled tokens, one per sampled row, in row order; those of aborted sequences are dropped.
+        """Take a step's sampled tokens, one per draw, in row order; those of aborted sequences, and those behind a
+        draft that was wrong, are dropped.
 
         Raises StepMismatchError for a step that is not in flight, and for a wrong number of tokens.
         """
         flight = self._in_flight.get(step.number)
         if flight is None or flight.step != step:
             raise StepMismatchError(f"Step {step.number} of epoch {step.epoch} is not in flight.")
-        sampled = sum(share.sampled for share in flight.shares)
-        if len(tokens) != sampled:
-            raise StepMismatchError(f"Step {step.number} samples {sampled} rows, {len(tokens)} tokens came.")
+        draws = sum(share.draws for share in flight.shares)
+        if len(tokens) != draws:
+            raise StepMismatchError(f"Step {step.number} draws {draws} tokens, {len(tokens)} came.")
         del self._in_flight[step.number]
         self._last_step_s = now - flight.started_s
+        self._learn_cost(flight, now)
         results = iter(tokens)
-        emitted = [self._land(share, next(results) if share.sampled else None) for share in flight.shares]
+        emitted = [self._land(share, tuple(islice(results, share.draws))) for share in flight.shares]
         return tuple(item for item in emitted if item is not None)
 
     def check_integrity(self) -> None:
@@ -264,6 +295,27 @@ class Scheduler:
         last = count == sequence.uncached_tokens
         return _Share(sequence, count, sampled=last and sequence.max_tokens > 0)
 
+    def _with_drafts(self, shares: list[_Share], drafting: Drafting) -> list[_Share]:
+        load = Load(sum(share.count for share in shares), sum(share.sampled for share in shares))
+        return [self._drafted(share, drafting, load) if share.goes_on else share for share in shares]
+
+    def _drafted(self, share: _Share, drafting: Drafting, load: Load) -> _Share:
+        """A decode with guesses behind it, as many as fit beside all else that the step and the pool have to hold."""
+        sequence = share.sequence
+        wanted = sequence.max_tokens - len(sequence.generated) - 1
+        free = self._allocator.room(sequence, reserve=self.running) - 1
+        room = min(wanted, free, self._max_step_tokens - load.tokens)
+        sequence.draft = drafting.draft(sequence, room, load)
+        drafted = len(sequence.draft)
+        self._allocator.grow(sequence, 1 + drafted)
+        return replace(share, count=1 + drafted, drafted=drafted)
+
+    def _learn_cost(self, flight: _Flight, now: float) -> None:
+        """From a step of decodes alone: how long it kept the pipeline from bringing the next result."""
+        if self._drafting is not None and flight.shares and all(share.decodes for share in flight.shares):
+            self._drafting.cost.note(flight.step.token_count, now - max(flight.started_s, self._committed_s))
+        self._committed_s = now
+
     def _decode_budget(self) -> int:
         begun = any(sequence.uncached_tokens > 1 for sequence in self._roster.grounded())
         kept = max(1, self._max_step_tokens // PREFILL_SHARE) if begun or self._roster.may_admit else 0
@@ -280,20 +332,21 @@ class Scheduler:
         self._in_flight[number] = _Flight(step, shares, now)
         return Scheduled(step, token_ids, tuple(readout for readout in readouts if readout))
 
-    def _land(self, share: _Share, token: int | None) -> Emitted | None:
+    def _land(self, share: _Share, drawn: tuple[int, ...]) -> Emitted | None:
         sequence = share.sequence
         if self._roster.running.get(sequence.id) is not sequence:
             return None  # aborted while in flight
-        self._roster.land(sequence, share.count)
-        if token is not None:
-            finish_reason = sequence.accept(token)
-        elif sequence.uncached_tokens:
-            return None
-        else:
+        before, right = len(sequence.generated), sequence.verified(drawn)
+        finish_reason = sequence.accept_all(drawn[: right + 1])
+        # Not more than is known: of a draft that was right, the tokens behind a stop token are nobody's.
+        self._roster.land(sequence, min(share.count - share.drafted + right, sequence.uncached_tokens))
+        if not drawn:
+            if sequence.uncached_tokens:
+                return None
             finish_reason = "length"  # its prompt was read, and that was all
         if finish_reason is not None:
             self._roster.remove(sequence)
-        return Emitted(sequence.id, () if token is None or finish_reason == "stop" else (token,), finish_reason)
+        return Emitted(sequence.id, tuple(sequence.generated[before:]), finish_reason, share.drafted, right)
 
     def _check_size(self, prompt: tuple[int, ...], max_tokens: int, *, least: int) -> None:
         if not prompt:

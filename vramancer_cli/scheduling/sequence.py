@@ -5,6 +5,7 @@ Pure state with small transitions; which sequence runs when is the scheduler's b
 
 from __future__ import annotations
 
+from collections import abc
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -14,6 +15,7 @@ from vramancer_cli.models.readout import NO_READING, PromptReading, Readout
 from vramancer_cli.models.sampling import Draw, Sampling, next_draw
 from vramancer_cli.scheduling.cache_group import HeldBlocks
 from vramancer_cli.scheduling.digests import chained_digest
+from vramancer_cli.scheduling.guesses import Guesses
 
 FinishReason = Literal["stop", "length"]
 
@@ -29,6 +31,7 @@ class Sequence:
     `read_tokens`: of so many tokens of the prompt came back what `reading` wants, and it is not asked for again when
     the sequence has to be computed again; with max_tokens 0 nothing follows the prompt.
     `last_turn` counts rows of all sequences: the lower, the longer ago this one had a row.
+    `draft`: guesses at the tokens that come next, in the row that runs now or is about to; `guesses` makes them.
     """
 
     id: int
@@ -48,6 +51,8 @@ class Sequence:
     read_tokens: int = 0
     in_flight: bool = False
     last_turn: int = -1
+    draft: tuple[int, ...] = ()
+    guesses: Guesses = field(default_factory=Guesses)
     prompt_digest: bytes = field(init=False)
 
     def __post_init__(self) -> None:
@@ -74,13 +79,20 @@ class Sequence:
         return self.read_tokens if unread else self.token_count - 1
 
     @property
-    def next_draw(self) -> Draw:
-        """Depends on what was generated only, so a recomputed sequence draws what it would have drawn."""
-        return next_draw(self.sampling, self.prompt, self.generated, self.stop_token_ids)
+    def next_draws(self) -> tuple[Draw, ...]:
+        """Of the next token, and behind each drafted one, as if those before it had been drawn.
+
+        Depends on these tokens only, so a recomputed sequence draws what it would have drawn.
+        """
+        drafts = [self.draft[:count] for count in range(len(self.draft) + 1)]
+        return tuple(
+            next_draw(self.sampling, self.prompt, self.generated, self.stop_token_ids, draft) for draft in drafts
+        )
 
     def next_tokens(self, count: int) -> tuple[int, ...]:
-        """The first `count` uncached tokens."""
-        return self.tokens(self.cached_tokens, self.cached_tokens + count)
+        """The first `count` of the uncached tokens and the draft."""
+        known = self.tokens(self.cached_tokens, self.cached_tokens + count)
+        return known + self.draft[: count - len(known)]
 
     def tokens(self, start: int, end: int) -> tuple[int, ...]:
         """Of prompt and generated ones those at positions [start, end), without touching the (long) rest."""
@@ -102,14 +114,14 @@ class Sequence:
     def next_readout(self, count: int) -> Readout | None:
         """What is wanted of the next `count` tokens' final hidden states, if anything is."""
         end, unread = self.cached_tokens + count, self._unread(count)
-        draw = self.next_draw if self._draws(count) else None
+        draws = self.next_draws if self._draws(count) else ()
         if not unread:
-            return Readout(self.id, 1, draw) if draw else None
+            return Readout(self.id, len(draws), draws) if draws else None
         scored = self.reading.top_logprobs is not None
         return Readout(
             sequence=self.id,
             outputs=unread,
-            draw=draw,
+            draws=draws,
             targets=self.prompt[end - unread + 1 : end + 1] if scored else (),
             top_logprobs=self.reading.top_logprobs or 0,
             pooled=self.reading.pooling is not None,
@@ -117,7 +129,7 @@ class Sequence:
 
     def _draws(self, count: int) -> bool:
         """Whether a token is drawn after the next `count` ones."""
-        return count == self.uncached_tokens and self.max_tokens > 0
+        return count == self.uncached_tokens + len(self.draft) and self.max_tokens > 0
 
     def _unread(self, count: int) -> int:
         """Of how many of the next `count` tokens, the last ones, `reading` wants the outputs."""
@@ -127,24 +139,34 @@ class Sequence:
         return int(self.reading.pooling == "last" and end == len(self.prompt) > self.read_tokens)
 
     def launch(self, count: int) -> StepRow:
-        """The row that runs the next `count` tokens, with all blocks that the stages do not know yet. The sequence's
-        `copies` must ride in the same step."""
+        """The row that runs the next `count` tokens, the whole draft among them or nothing of it, with all blocks that
+        the stages do not know yet. The sequence's `copies` must ride in the same step."""
         known = self.is_announced
         parts = [held.announce() for held in self.tables]
         if self.state_slot >= 0:
             parts.append((1, ()) if known else (0, (self.state_slot,)))
         first_block, blocks = tuple(first for first, _ in parts), tuple(given for _, given in parts)
-        outputs = max(self._unread(count), int(self._draws(count)))
+        outputs = max(self._unread(count), 1 + len(self.draft) if self._draws(count) else 0)
         row = StepRow(self.id, self.cached_tokens, count, first_block, blocks, outputs)
         self.copies = ()
         self.in_flight = True
         return row
 
     def land(self, count: int) -> None:
-        """The step with `count` tokens of this sequence came back."""
+        """The step with its row came back, and `count` tokens of that stay."""
         self.cached_tokens += count
         self.read_tokens = max(self.read_tokens, min(self.cached_tokens, len(self.prompt)))
+        self.draft = ()
         self.in_flight = False
+
+    def verified(self, drawn: abc.Sequence[int]) -> int:
+        """How many tokens of the draft, from its first on, are what was drawn."""
+        wrong = (place for place, guess in enumerate(self.draft) if guess != drawn[place])
+        return next(wrong, len(self.draft))
+
+    def accept_all(self, tokens: Iterable[int]) -> FinishReason | None:
+        """Take sampled tokens, up to one that ends the sequence."""
+        return next((reason for token in tokens if (reason := self.accept(token))), None)
 
     def accept(self, token: int) -> FinishReason | None:
         """Take a sampled token; a stop token ends the sequence and is not kept."""
@@ -156,5 +178,5 @@ class Sequence:
     def drop_cache(self) -> list[HeldBlocks]:
         """Forget the KV cache, not the tokens; returns what was held of each group."""
         tables, self.tables = self.tables, []
-        self.cached_tokens, self.copies, self.state_slot = 0, (), -1
+        self.cached_tokens, self.copies, self.state_slot, self.draft = 0, (), -1, ()
         return tables

@@ -16,3 +16,11 @@ def test_a_head_that_knows_no_formats_has_plain_weights():
     assert ClusterStatus.from_json(data).quantize == "int8"
     del data["quantize"]
     assert ClusterStatus.from_json(data).quantize == "none"
+
+
+def test_a_head_that_does_not_guess_says_nothing_of_it():
+    data = replace(STATUS, tokens_per_trip=2.5, draft_acceptance=0.8).to_json()
+    status = ClusterStatus.from_json(data)
+    assert (status.tokens_per_trip, status.draft_acceptance) == (2.5, 0.8)
+    del data["tokens_per_trip"], data["draft_acceptance"]
+    assert ClusterStatus.from_json(data).tokens_per_trip is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from transport.errors import RemoteProtocolError
@@ -229,6 +230,41 @@ def test_a_row_that_contradicts_the_states_is_refused_and_changes_nothing(
     assert placed.state == 2
 
 
+def test_drafted_tokens_are_taken_back_on_every_block_that_they_lie_in(tables: BlockTables):
+    tables.apply(step(row(1, 6, 8, 2, (5, 6), outputs=8)))
+    [placed] = tables.apply(step(row(1, 7, 1, 4, (), outputs=1)))
+    assert (placed.start, placed.end, placed.blocks) == (7, 8, (3, 4, 5, 6))
+    tables.check_integrity()
+    with pytest.raises(RemoteProtocolError, match="starts at 12, but 8 tokens are here"):
+        tables.apply(step(row(2, 12, 1, 0, (3, 4, 5, 7)), ended=(1,)))
+    [placed] = tables.apply(step(row(1, 8, 6, 4, (), outputs=1)))
+    assert placed.end == 14
+
+
+@pytest.mark.parametrize("start", [5, 12, 15])
+def test_no_more_is_taken_back_than_was_drafted(tables: BlockTables, start: int):
+    tables.apply(step(row(1, 6, 8, 2, (5, 6), outputs=2)))
+    with pytest.raises(RemoteProtocolError, match=f"starts at {start}, but 14 tokens are here"):
+        tables.apply(step(row(1, start, 1, 4, ())))
+    tables.apply(step(row(1, 13, 1, 4, (), outputs=1)))
+    with pytest.raises(RemoteProtocolError, match="starts at 13, but 14 tokens are here"):
+        tables.apply(step(row(1, 13, 1, 4, ())))
+
+
+def test_nothing_is_taken_back_that_another_sequence_reads(tables: BlockTables):
+    tables.apply(step(row(1, 6, 2, 2, (), outputs=2)))
+    tables.apply(step(row(2, 8, 1, 0, (3, 4, 7))))
+    with pytest.raises(RemoteProtocolError, match="takes back what another sequence reads"):
+        tables.apply(step(row(1, 7, 1, 2, ())))
+
+
+def test_a_recurrent_state_cannot_be_taken_back():
+    tables = BlockTables(10, BLOCK_TOKENS, 20, state_slots=2)
+    tables.apply(step(StepRow(1, 0, 3, (0, 0), ((3,), (1,)), outputs=3)))
+    with pytest.raises(RemoteProtocolError, match="starts at 2, but 3 tokens are here"):
+        tables.apply(step(StepRow(1, 2, 1, (1, 1), ((), ()), outputs=1)))
+
+
 # --- the group of a window ------------------------------------------------------------------------------------------
 
 WINDOW_TOKENS = 5
@@ -312,3 +348,13 @@ def test_a_row_that_contradicts_a_window_is_refused_and_changes_nothing(windows:
 def test_a_copy_in_a_window_is_checked_too(windows: BlockTables, copy: BlockCopy):
     with pytest.raises(RemoteProtocolError, match="cannot be copied"):
         windows.apply(copying(copy))
+
+
+def test_drafted_tokens_are_taken_back_in_windows_too(windows: BlockTables):
+    drafted = msgspec.structs.replace(windowed(1, 24, 8, ((6, (6, 7)), (6, (1, 0)))), outputs=8)
+    windows.apply(step(drafted))
+    [placed] = windows.apply(step(windowed(1, 25, 1, ((8, ()), (8, ())))))
+    assert (placed.end, placed.windows[0].first, placed.windows[0].blocks) == (26, 1, (6, 5, 4, 3, 2, 1, 0))
+    windows.check_integrity()
+    with pytest.raises(RemoteProtocolError, match="starts at 28, but 26 tokens are here"):
+        windows.apply(step(windowed(2, 28, 1, ((0, (*range(7), 8)), (6, (1, 7)))), ended=(1,)))

@@ -47,7 +47,21 @@ def test_blocks_are_copied_whole(pool: KvPool):
 
 def test_the_bytes_counted_are_the_bytes_taken(pool: KvPool):
     taken = sum(tensor.nbytes for tensor in (*pool.keys.values(), *pool.values.values()))
-    assert taken == pool_bytes({2: KvShape(2, 3, 5)}, 6 * BLOCK_TOKENS, torch.float32)
+    assert taken == pool_bytes({2: KvShape(2, 3, 5)}, (6,), BLOCK_TOKENS, torch.float32)
     gathered = pool.gather(2, torch.tensor([5, 0]), 8)
     assert sum(tensor.nbytes for tensor in gathered) == gather_bytes({2: KvShape(2, 3, 5)}, 8, torch.float32)
     assert tuple(pool.keys[2].shape) == (6, BLOCK_TOKENS, 2, 3)
+
+
+def test_a_windows_group_has_its_own_blocks_and_copies():
+    shapes, groups = {0: KvShape(1, 2, 2), 1: KvShape(1, 2, 4)}, {1: 1}
+    pool = KvPool(shapes, (6, 3), BLOCK_TOKENS, torch.float32, torch.device("cpu"), groups)
+    assert (pool.keys[0].shape[0], pool.keys[1].shape[0]) == (6, 3)
+    taken = sum(tensor.nbytes for tensor in (*pool.keys.values(), *pool.values.values()))
+    assert taken == pool_bytes(shapes, (6, 3), BLOCK_TOKENS, torch.float32, groups)
+    for tensor in (*pool.keys.values(), *pool.values.values()):
+        tensor.normal_()
+    before = pool.values[0].clone()
+    pool.copy((BlockCopy(1, 2, 0),))
+    assert torch.equal(pool.values[1][0], pool.values[1][2])
+    assert torch.equal(pool.values[0], before)

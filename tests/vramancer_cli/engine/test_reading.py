@@ -47,8 +47,8 @@ def test_every_kind_of_reading_in_one_step(ends: TorchEnds, reference: tuple[tor
         [
             Readout(1, 6, targets=tuple(IDS[1:7]), top_logprobs=3),
             Readout(2, 7, pooled=True),
-            Readout(3, 1, draw=greedy),
-            Readout(4, 1, targets=(IDS[1],), draw=Draw(Sampling(temperature=0.0), 0)),
+            Readout(3, 1, (greedy,)),
+            Readout(4, 1, targets=(IDS[1],), draws=(Draw(Sampling(temperature=0.0), 0),)),
         ],
     )
     assert [score.token for score in scored.prompt_scores] == IDS[1:]
@@ -58,10 +58,26 @@ def test_every_kind_of_reading_in_one_step(ends: TorchEnds, reference: tuple[tor
         assert [token for token, _ in score.top] == best.indices.tolist()
         assert [value for _, value in score.top] == pytest.approx(best.values.tolist(), abs=1e-4)
     torch.testing.assert_close(torch.tensor(pooled.pooled), final.sum(0), atol=1e-3, rtol=1e-4)
-    assert drawn.token == int(logprobs[-1].argmax()) and drawn.score is not None
-    assert drawn.score.logprob == drawn.score.top[0][1] == pytest.approx(float(logprobs[-1].max()), abs=1e-4)
-    assert (scored.token, pooled.token, pooled.score, drawn.pooled, first.score) == (None, None, None, (), None)
-    assert first.token == int(logprobs[0].argmax()) and len(first.prompt_scores) == 1
+    [own] = drawn.scores
+    assert drawn.tokens == (int(logprobs[-1].argmax()),)
+    assert own.logprob == own.top[0][1] == pytest.approx(float(logprobs[-1].max()), abs=1e-4)
+    assert (scored.tokens, pooled.tokens, pooled.scores, drawn.pooled, first.scores) == ((), (), (), (), ())
+    assert first.tokens == (int(logprobs[0].argmax()),) and len(first.prompt_scores) == 1
+
+
+def test_several_draws_are_made_from_the_last_outputs_of_their_readout(
+    ends: TorchEnds, reference: tuple[torch.Tensor, ...]
+) -> None:
+    rows, _, logprobs = reference
+    sampling = Sampling(temperature=0.0, top_logprobs=1)
+    first, drafted = ends.read(
+        Boundary(torch.cat([rows[5:6], rows[1:5]])),
+        [Readout(1, 1, (Draw(sampling, 4),)), Readout(2, 4, tuple(Draw(sampling, 9 + n) for n in range(3)))],
+    )
+    assert first.tokens == (int(logprobs[5].argmax()),)
+    assert drafted.tokens == tuple(logprobs[2:5].argmax(-1).tolist())
+    best = logprobs[2:5].max(-1).values.tolist()
+    assert [score.logprob for score in drafted.scores] == pytest.approx(best, abs=1e-4)
 
 
 def test_a_score_is_of_the_raw_logits_whatever_the_draw_does_to_them(
@@ -70,14 +86,16 @@ def test_a_score_is_of_the_raw_logits_whatever_the_draw_does_to_them(
     rows, _, logprobs = reference
     forced = Sampling(0.3, top_k=1, seed=3, logit_bias=((77, 100.0),), top_logprobs=0)
     plain = Draw(Sampling(1.0, seed=5), 0)
-    alone = ends.read(Boundary(rows[2:3]), [Readout(9, 1, plain)])
+    alone = ends.read(Boundary(rows[2:3]), [Readout(9, 1, (plain,))])
     outputs = ends.read(
-        Boundary(rows[1:4]), [Readout(8, 1, Draw(forced, 0)), Readout(9, 1, plain), Readout(7, 1, Draw(forced, 4))]
+        Boundary(rows[1:4]),
+        [Readout(8, 1, (Draw(forced, 0),)), Readout(9, 1, (plain,)), Readout(7, 1, (Draw(forced, 4),))],
     )
-    assert outputs[1] == alone[0] and alone[0].score is None
+    assert outputs[1] == alone[0] and alone[0].scores == ()
     for place, output in ((1, outputs[0]), (3, outputs[2])):
-        assert output.token == 77 and output.score is not None and output.score.top == ()
-        assert output.score.logprob == pytest.approx(float(logprobs[place, 77]), abs=1e-4)
+        [score] = output.scores
+        assert output.tokens == (77,) and score.top == ()
+        assert score.logprob == pytest.approx(float(logprobs[place, 77]), abs=1e-4)
 
 
 def test_rows_and_readouts_go_together(ends: TorchEnds) -> None:

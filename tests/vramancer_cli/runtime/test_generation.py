@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.helpers import arithmetic_engine
 from tests.helpers.arithmetic_engine import VOCABULARY, ArithmeticEnds, answer, final_rows
 from tests.helpers.pipeline_bench import SMALL, WHOLE, PipelineBench
 from tests.helpers.simulated_cluster import node_id
@@ -26,14 +27,15 @@ LOST = NodeLostError("'attic' was lost.", node="attic")
 class GenerationBench:
     """A generation that serves on a pipeline; `activity` has (running, waiting) whenever it changed."""
 
-    def __init__(self, *limits_bytes: int) -> None:
+    def __init__(self, *limits_bytes: int, draft: int | None = None) -> None:
+        self._draft = draft
         self.pipeline_bench = PipelineBench(*limits_bytes)
         self.activity: list[tuple[int, int]] = []
         self.broken: list[BaseException] = []
 
     async def __aenter__(self) -> GenerationBench:
         await self.pipeline_bench.__aenter__()
-        self.generation = Generation("arithmetic", Path(), 256, 0, self._note_activity)
+        self.generation = Generation("arithmetic", Path(), 256, 0, self._note_activity, draft=self._draft)
         self.generation.serve(self.pipeline_bench.plan, self.pipeline_bench.pipeline, self.broken.append)
         return self
 
@@ -105,7 +107,7 @@ def test_what_was_asked_before_is_found_and_answered_alike() -> None:
 def test_a_leaked_block_is_found_when_nobody_asks_any_more() -> None:
     async def scene() -> None:
         async with GenerationBench(WHOLE) as bench:
-            bench.scheduler._allocator._pool.take(1)
+            bench.scheduler._allocator._groups[0].pool.take(1)
             assert await bench.ask([1, 2], 2) == answer([1, 2], 2)
             await asyncio.sleep(1)
             assert [type(error) for error in bench.broken] == [IntegrityError]
@@ -291,6 +293,31 @@ def test_choices_come_by_their_numbers_and_one_may_be_dropped() -> None:
     quietly(scene())
 
 
+@pytest.mark.parametrize("draft", [0, 1, 7, None])
+@pytest.mark.parametrize("limits_bytes", [(WHOLE,), (SMALL, SMALL, SMALL)])
+def test_guessed_tokens_come_one_by_one_as_if_none_had_been_guessed(
+    limits_bytes: tuple[int, ...], draft: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arithmetic_engine, "VOCABULARY", 2)  # so that something can be guessed
+
+    async def scene() -> None:
+        async with GenerationBench(*limits_bytes, draft=draft) as bench:
+            asked = GenerationRequest("r", (1, 0, 1), Sampling(0.0, top_logprobs=0), 60)
+            items = [item async for item in bench.generation.generate(asked)]
+            assert [item.token_ids for item in items] == [(token,) for token in answer([1, 0, 1], 60)]
+            assert [item.finish_reason for item in items] == [None] * 59 + ["length"]
+            assert [item.scores for item in items] == [
+                (TokenScore(token, -float(token)),) for token in answer([1, 0, 1], 60)
+            ]
+            trips = bench.generation.trips
+            if draft:
+                assert trips.tokens_per_trip and trips.tokens_per_trip > 1.2
+                assert trips.draft_acceptance and trips.draft_acceptance < 0.9
+            assert (trips.draft_acceptance is None) == (draft == 0)
+
+    quietly(scene())
+
+
 def test_dropping_every_choice_ends_the_answer() -> None:
     async def scene() -> None:
         async with GenerationBench(WHOLE) as bench:
@@ -310,7 +337,7 @@ def test_choices_have_seeds_of_their_own_and_come_all_or_not_at_all() -> None:
             read = ArithmeticEnds.read
 
             def watched(self: ArithmeticEnds, rows: list[int], readouts: Sequence[Readout]) -> list[RowOutput]:
-                seeds.extend(readout.draw.sampling.seed for readout in readouts if readout.draw)
+                seeds.extend(draw.sampling.seed for readout in readouts for draw in readout.draws)
                 return read(self, rows, readouts)
 
             bench.pipeline_bench.pipeline._ends.read = watched.__get__(bench.pipeline_bench.pipeline._ends)

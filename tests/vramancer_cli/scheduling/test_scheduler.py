@@ -241,7 +241,7 @@ def test_results_that_do_not_match_are_refused_and_change_nothing() -> None:
     s = scheduler()
     add(s, 1)
     scheduled = start(s)
-    with pytest.raises(StepMismatchError, match="samples 1 rows, 2 tokens came"):
+    with pytest.raises(StepMismatchError, match="draws 1 tokens, 2 came"):
         s.commit(scheduled.step, [1, 2], 0.0)
     with pytest.raises(StepMismatchError, match="Step 0 of epoch 4 is not in flight"):
         s.commit(msgspec.structs.replace(scheduled.step, epoch=4), [1], 0.0)
@@ -340,6 +340,78 @@ def test_a_prompt_may_be_pooled_and_nothing_is_drawn(pooling: Pooling, outputs: 
     assert emitted == (Emitted(1, (), "length"),)
     flush = s.schedule(0.0)
     assert flush is not None and flush.step.ended == (1,)
+
+
+def said(s: Scheduler, sequence: int, *tokens: int) -> Scheduled:
+    """The step that follows when a sequence has said these tokens, one after the other."""
+    scheduled = start(s)
+    for token in tokens:
+        drawn = [token if item == sequence else 900 for item in scheduled.sampled]
+        s.commit(scheduled.step, drawn, now=2.0)
+        s.check_integrity()
+        scheduled = start(s)
+    return scheduled
+
+
+def test_guesses_ride_behind_a_decode_and_stay_up_to_the_first_that_is_wrong() -> None:
+    s = scheduler(draft=3)
+    add(s, 1, prompt_tokens=8)
+    drafting = said(s, 1, 102, 103)
+    [row] = drafting.step.rows
+    assert (drafting.token_ids, row.start, row.count, row.outputs) == ((103, 104, 105, 106), 9, 4, 4)
+    assert drafting.draws == tuple(Draw(Sampling(seed=1), 2 + place) for place in range(4))
+    with pytest.raises(StepMismatchError, match="draws 4 tokens, 1 came"):
+        s.commit(drafting.step, [104], 2.0)
+    assert s.commit(drafting.step, [104, 105, 50, 51], 2.0) == (Emitted(1, (104, 105, 50), None, drafted=3, right=2),)
+    s.check_integrity()
+    after = start(s)
+    [row] = after.step.rows
+    assert (after.token_ids, row.start, row.count, row.outputs) == ((50,), 12, 1, 1), "the wrong one is taken back"
+
+
+def test_a_guess_behind_the_end_is_nobodys() -> None:
+    s = scheduler(draft=3)
+    add(s, 1, prompt_tokens=8, max_tokens=5)
+    drafting = said(s, 1, 102, 103)
+    assert drafting.step.rows[0].count == 3, "no more than three tokens may follow, one of them undrafted"
+    [emitted] = s.commit(drafting.step, [104, 105, 106], 2.0)
+    assert emitted == Emitted(1, (104, 105, 106), "length", drafted=2, right=2)
+    stopping = scheduler(draft=3)
+    add(stopping, 1, prompt_tokens=8, stops=(105,))
+    drafting = said(stopping, 1, 102, 103)
+    [emitted] = stopping.commit(drafting.step, [104, 105, 106, 9], 2.0)
+    assert emitted == Emitted(1, (104,), "stop", drafted=3, right=3)
+    stopping.check_integrity()
+
+
+def test_guesses_take_no_block_that_another_may_want_and_no_place_of_a_prompt() -> None:
+    s = scheduler(draft=8, block_count=4, block_tokens=4)
+    add(s, 1, prompt_tokens=8)
+    drafting = said(s, 1, 102, 103)
+    assert drafting.step.rows[0].count == 3, "up to the end of the third block: the fourth stays free"
+    s = scheduler(draft=8, max_step_tokens=8)
+    add(s, 1, prompt_tokens=8, max_tokens=30)
+    drafting = said(s, 1, 102, 103)
+    assert counts(drafting) == {1: 8}
+    s.commit(drafting.step, [104, 105, 106, 107, 102, 103, 104, 105], 2.0)
+    add(s, 2, prompt_tokens=9)
+    assert counts(start(s)) == {1: 1, 2: 7}
+
+
+@pytest.mark.parametrize("changes", [{"draft": 0}, {"state_slots": 2}])
+def test_nothing_is_guessed_where_it_is_off_or_could_not_be_taken_back(changes: dict[str, int]) -> None:
+    s = scheduler(**{"draft": 3, **changes})
+    add(s, 1, prompt_tokens=8)
+    assert counts(said(s, 1, 102, 103)) == {1: 1}
+
+
+def test_a_row_whose_prompt_is_still_read_has_no_guesses() -> None:
+    s = scheduler(draft=3)
+    s.add(1, (1, 2, 3, 1, 2), Sampling(), 4, frozenset(), PromptReading(top_logprobs=0))
+    first = start(s)
+    assert (first.readouts[0].outputs, len(first.draws)) == (5, 1)
+    assert s.commit(first.step, [3], 2.0) == (Emitted(1, (3,), None),)
+    assert counts(start(s)) == {1: 3}, "one less than may still come"
 
 
 def crowded_window() -> Scheduler:

@@ -35,6 +35,7 @@ def any_limits(draw: st.DrawFn) -> Limits:
         max_in_flight=draw(st.integers(1, 3)),
         state_slots=draw(st.sampled_from((0, 0, 0, 1, 4))),
         prefix_cache=draw(st.booleans()),
+        draft=draw(st.sampled_from((0, 0, 1, 3, 16, None))),
         windows=tuple(draw(st.lists(windows, max_size=2))),
     )
 
@@ -87,11 +88,13 @@ def test_a_long_random_run() -> None:
         seen.update(steps=bench.steps, ended=len(bench.done), preempted=bench.preemptions)
         seen.update(left_behind=sum(stage.left_behind for stage in bench.stages))
         seen.update(copies=bench.copies, shared=bench.shared, reused=bench.scheduler.reused_tokens)
+        seen.update(right=bench.right, wrong=bench.wrong)
     # The run must have seen what it is for.
     assert seen["ended"] > RANDOM_STEPS / 20
     assert min(seen["preempted"], seen["copies"], seen["refused"]) > RANDOM_STEPS / 200
     assert seen["shared"] > RANDOM_STEPS / 50
     assert seen["reused"] > RANDOM_STEPS / 10
+    assert min(seen["right"], seen["wrong"]) > RANDOM_STEPS / 50
     assert seen["left_behind"] > RANDOM_STEPS / 10
 
 

@@ -61,7 +61,7 @@ def test_dropping_the_cache_keeps_tokens_and_the_draw() -> None:
     [held] = s.drop_cache()
     assert held.blocks == [3, 1]
     assert (s.uncached_tokens, s.is_announced, s.tables) == (7, False, [])
-    assert s.next_draw == Draw(SAMPLING, 2)
+    assert s.next_draws[0] == Draw(SAMPLING, 2)
 
 
 def test_a_state_slot_is_announced_with_the_first_row_only() -> None:
@@ -83,13 +83,13 @@ def test_a_prompt_that_is_scored_wants_the_outputs_of_every_token_once() -> None
     assert s.next_readout(1) is None, "it was read before the sequence was thrown out"
     assert s.next_readout(4) == Readout(7, 2, targets=(4, 5), top_logprobs=3)
     last = s.next_readout(5)
-    assert last == Readout(7, 3, s.next_draw, targets=(4, 5), top_logprobs=3)
+    assert last == Readout(7, 3, s.next_draws, targets=(4, 5), top_logprobs=3)
     assert s.launch(5).outputs == 3
     s.land(5)
     s.accept(8)
-    assert s.next_readout(1) == Readout(7, 1, s.next_draw)
+    assert s.next_readout(1) == Readout(7, 1, s.next_draws)
     s.drop_cache()
-    assert s.next_readout(6) == Readout(7, 1, s.next_draw)
+    assert s.next_readout(6) == Readout(7, 1, s.next_draws)
 
 
 def test_a_prompt_that_is_pooled_draws_nothing_where_nothing_follows() -> None:

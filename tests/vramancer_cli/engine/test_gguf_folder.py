@@ -20,7 +20,7 @@ from tests.helpers.greedy import greedy
 from tests.helpers.stepping import Driver, Request, make_plan, no_progress
 from tests.helpers.weight_scene import WeightScene
 from transport.types import LayerRange, WeightFormat
-from vramancer_cli.engine import quant_kernels, weights
+from vramancer_cli.engine import quant_choice, quant_kernels, weights
 from vramancer_cli.engine.checkpoint import open_checkpoint
 from vramancer_cli.engine.gguf_folder import unfold
 from vramancer_cli.engine.gguf_tensor import GgufTensor
@@ -164,10 +164,10 @@ def test_blocks_taken_over_give_the_text_of_the_dequantised_model(
 
 @pytest.fixture
 def only_exact(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(quant_kernels, "candidates", lambda *_: (quant_kernels.Dequantise,))
-    quant_kernels.choose.cache_clear()
+    monkeypatch.setattr(quant_choice, "candidates", lambda *_: (quant_kernels.Dequantise,))
+    quant_choice.choose.cache_clear()
     yield
-    quant_kernels.choose.cache_clear()
+    quant_choice.choose.cache_clear()
 
 
 @TAKEN

@@ -28,7 +28,7 @@ from build_scripts.train_guide import BATCH, OUT, SEED, STEPS, Encoded
 from transport.types import WeightFormat
 from vramancer_cli.engine import architecture
 from vramancer_cli.engine.quant import rounded_to
-from vramancer_cli.engine.quant_kernels import candidates
+from vramancer_cli.engine.quant_choice import candidates
 from vramancer_cli.engine.quant_layer import quantise_layer
 from vramancer_cli.engine.weights import weights_bytes
 from vramancer_cli.models.quantisation import INT4, INT8, INT8_GROUPED, Format

@@ -59,8 +59,8 @@ class Outcome:
     reason: str = ""
     mechanisms: tuple[str, ...] = ()
     quantised: dict[str, float] = field(default_factory=dict[str, float])
-    """By format: the largest difference of a logit to the same quantised model unsplit; infinite for other tokens. Empty
-    where no weight is of a kind that is quantised."""
+    """By format: the largest difference of a logit to the same quantised model unsplit; infinite for other tokens.
+    Empty where no weight is of a kind that is quantised."""
 
     @property
     def paged_exact(self) -> bool:

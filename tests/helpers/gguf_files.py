@@ -25,12 +25,16 @@ _SCALES_AT: Final = {Kind.Q4_K: (0, 2), Kind.Q5_K: (0, 2), Kind.Q6_K: (208,), Ki
 
 def write_gguf(
     path: Path, kind: Kind = Kind.Q8_0, family: str = "llama", *, seed: int = 0, metadata: dict[str, Any] | None = None,
-    extra: dict[str, np.ndarray] | None = None, **overrides: Any,
+    extra: dict[str, np.ndarray] | None = None, tensors_per_file: int = 0, **overrides: Any,
 ) -> PreTrainedModel:  # fmt: skip
-    """Write a small model of `family`, its matrices as `kind`; gives the model with the weights that the file holds."""
+    """Write a small model of `family`, its matrices as `kind`; gives the model with the weights that the file holds.
+
+    `tensors_per_file`: several files, the first of them with metadata only; named as the writer does it.
+    """
     model = make_model(family, seed=seed, **overrides)
     architecture = _ARCHITECTURES.get(family, family)
-    writer = gguf.GGUFWriter(path, architecture)
+    first = tensors_per_file > 0
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=tensors_per_file, small_first_shard=first)
     _add_config(writer, model.config)
     _add_tokenizer(writer, model.config.vocab_size)
     for key, value in (metadata or {}).items():

@@ -21,7 +21,15 @@ from vramancer_cli.engine.stored_tensor import StoredTensor
 from vramancer_cli.errors import ModelError
 from vramancer_cli.models import folder as model_folder
 from vramancer_cli.models.folder import one_line
-from vramancer_cli.models.weight_files import INDEX_NAME, SINGLE_NAME, WeightFile, indexed_names, is_gguf, no_weights
+from vramancer_cli.models.weight_files import (
+    INDEX_NAME,
+    MAX_FILES,
+    SINGLE_NAME,
+    WeightFile,
+    indexed_names,
+    is_gguf,
+    no_weights,
+)
 
 if TYPE_CHECKING:
     from vramancer_cli.engine.gguf_file import GgufHead
@@ -32,7 +40,7 @@ MAX_TENSORS: Final = 500_000
 _MAX_DIMENSIONS: Final = 16
 _MAX_ELEMENTS: Final = 2**60
 GGUF_NAME: Final = "gguf.json"
-"""In a folder made of a GGUF file: where that lies, and the SHA-256 of its head. So a stranger's folder cannot make us
+"""In a folder made of GGUF files: where each lies, and the SHA-256 of its head. So a stranger's folder cannot make us
 read a file that he does not know."""
 GGUF_NAMES: Final = "gguf_names"
 """In config.json: name in the GGUF file -> name in transformers."""
@@ -77,12 +85,12 @@ def measured_files(folder: Path) -> tuple[WeightFile, ...]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that make up the model: the GGUF file that the folder was made of; else .safetensors files by name.
+    """The files that make up the model: the GGUF files that the folder was made of; else .safetensors files by name.
 
     Of these, those that the index lists; without one, the single file; without either, all in the folder.
     """
     if (folder / GGUF_NAME).is_file():
-        return [_pointed_at(folder / GGUF_NAME)]
+        return _pointed_at(folder / GGUF_NAME)
     index, single = folder / INDEX_NAME, folder / SINGLE_NAME
     paths = [_inside(folder, name) for name in indexed_names(index)] if index.is_file() else _files_in(folder)
     if single in paths and not index.is_file():  # others beside it are the same weights in another form
@@ -92,17 +100,28 @@ def weight_files(folder: Path) -> list[Path]:
     return paths
 
 
-def _pointed_at(pointer: Path) -> Path:
-    match model_folder.read_json(pointer):
+def _pointed_at(pointer: Path) -> list[Path]:
+    files = model_folder.read_json(pointer).get("files")
+    if not isinstance(files, list) or not 1 <= len(files) <= MAX_FILES:
+        raise _no_pointer(pointer)
+    return [_gguf_file(pointer, file) for file in files]
+
+
+def _gguf_file(pointer: Path, file: Any) -> Path:
+    match file:
         case {"path": str(named), "head_sha256": str(sha256)}:
             path = Path(named)
         case _:
-            raise ModelError(f"{pointer.name} does not say where the GGUF file is.")
+            raise _no_pointer(pointer)
     if not path.is_file():
         raise ModelError(f"The GGUF file is not at {one_line(path)} any more.", hint="Give --model its place now.")
     if not is_gguf(path) or hashlib.sha256(_gguf_head(path).head).hexdigest() != sha256:
         raise ModelError(f"{one_line(path.name)} is not the file any more that it was.", hint="Start with it again.")
     return path
+
+
+def _no_pointer(pointer: Path) -> ModelError:
+    return ModelError(f"{pointer.name} does not say where the GGUF file is.")
 
 
 def _files_in(folder: Path) -> list[Path]:

@@ -26,6 +26,8 @@ MAX_VALUES: Final = 4_000_000
 """Of all metadata, in arrays too: a large vocabulary has its tokens, scores, kinds and merges."""
 MAX_KEYS: Final = 10_000
 MAX_TENSORS: Final = 500_000
+SPLIT_COUNT: Final = "split.count"
+"""Metadata of each of several files that make up a model; with 1 or without it there is but one."""
 _VERSIONS: Final = (2, 3)
 _STRING: Final = 8
 _ARRAY: Final = 9
@@ -151,6 +153,8 @@ def _read(cursor: _Cursor) -> GgufHead:
         )
     _check_counts(cursor, tensor_count, key_count)
     metadata = dict(_metadata(cursor, key_count))
+    if not tensor_count and metadata.get(SPLIT_COUNT, 1) in (0, 1):  # the first of several files may hold none
+        raise ModelError(f"{one_line(cursor.path.name)} holds no weights.")
     rows = [_table_row(cursor) for _ in range(tensor_count)]
     alignment = _alignment(cursor, metadata)
     cursor.take(min(-cursor.at % alignment, cursor.file_bytes - cursor.at))
@@ -165,8 +169,6 @@ def _check_counts(cursor: _Cursor, tensor_count: int, key_count: int) -> None:
     most_tensors = min(MAX_TENSORS, cursor.bytes_left() // _LEAST_ENTRY_BYTES)
     if tensor_count > most_tensors or key_count > MAX_KEYS:
         raise cursor.lying(f"{_short(tensor_count)} tensors and {_short(key_count)} keys")
-    if not tensor_count:
-        raise ModelError(f"{one_line(cursor.path.name)} holds no weights.")
 
 
 def _metadata(cursor: _Cursor, count: int) -> Iterator[tuple[str, Any]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,8 +26,9 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from vramancer_cli.engine import architecture
 from vramancer_cli.engine.checkpoint import GGUF_NAME, GGUF_NAMES, Checkpoint
-from vramancer_cli.engine.gguf_file import GgufArray, GgufHead, read_head
-from vramancer_cli.engine.gguf_tensor import tensors_in
+from vramancer_cli.engine.gguf_file import GgufArray, GgufHead
+from vramancer_cli.engine.gguf_parts import model_name, read_parts
+from vramancer_cli.engine.gguf_tensor import GGUF_ARCHITECTURE, tensors_in
 from vramancer_cli.errors import ModelError
 from vramancer_cli.models.folder import TOKENIZER_NAME, one_line
 from vramancer_cli.models.weight_files import USE_SAFETENSORS
@@ -40,7 +41,7 @@ ARCHITECTURES: Final = {
     "gemma3": "gemma3_text",
 }
 """general.architecture -> model_type, where the metadata says everything that the family's config asks."""
-_MADE_BY: Final = f"1 {transformers.__version__}"
+_MADE_BY: Final = f"2 {transformers.__version__}"
 """Part of a folder's name: another version of this code or of transformers may make another folder of the same file."""
 _MORE_KEYS: Final = {
     "attention.key_length": "head_dim",
@@ -72,23 +73,25 @@ _STOPS: Final = ("eos_token_id", "eot_token_id", "eom_token_id")
 def unfold(path: Path, shelf: Path) -> Path:
     """The model folder of a GGUF file, made on `shelf` where it is not there yet. Raises ModelError.
 
-    It holds no weights: gguf.json says where they are, so the file has to stay.
+    `path` may be any of several files that make up a model. The folder holds no weights: gguf.json says where they are,
+    so the files have to stay.
     """
     path = path.expanduser().resolve()
     if not path.is_file():
         raise ModelError(f"There is no file {path}.")
-    head = read_head(path)
-    head_sha256 = hashlib.sha256(head.head).hexdigest()
-    folder = shelf / hashlib.sha256(f"{_MADE_BY} {head_sha256} {path}".encode()).hexdigest()[:32] / path.stem
+    heads = read_parts(path)
+    files = [{"path": str(head.path), "head_sha256": hashlib.sha256(head.head).hexdigest()} for head in heads]
+    made_of = hashlib.sha256(f"{_MADE_BY} {json.dumps(files)}".encode()).hexdigest()[:32]
+    folder = shelf / made_of / model_name(path)
     if folder.is_dir():
         return folder
     try:
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as made:
-            whole = Path(made) / path.stem
+            whole = Path(made) / folder.name
             whole.mkdir()
-            _fill(whole, head)
-            _write(whole / GGUF_NAME, {"path": str(path), "head_sha256": head_sha256})
+            _fill(whole, heads)
+            _write(whole / GGUF_NAME, {"files": files})
             whole.rename(folder)
     except OSError as error:
         if folder.is_dir():  # another process was faster
@@ -97,14 +100,14 @@ def unfold(path: Path, shelf: Path) -> Path:
     return folder
 
 
-def _fill(folder: Path, head: GgufHead) -> None:
-    config = _config(head)
+def _fill(folder: Path, heads: Sequence[GgufHead]) -> None:
+    config = _config(heads)
     _write(folder / "config.json", config)
-    _write(folder / "config.json", config | {GGUF_NAMES: _names(folder, head, config)})
-    named = (head.metadata.get(f"tokenizer.ggml.{name}") for name in _STOPS)
+    _write(folder / "config.json", config | {GGUF_NAMES: _names(folder, heads, config)})
+    named = (heads[0].metadata.get(f"tokenizer.ggml.{name}") for name in _STOPS)
     stops = [number for number in named if isinstance(number, int)]
     _write(folder / "generation_config.json", {"eos_token_id": stops} if stops else {})
-    _write_tokenizer(folder, head.path)
+    _write_tokenizer(folder, heads[0].path)
 
 
 def _write(path: Path, value: Mapping[str, Any]) -> None:
@@ -114,7 +117,8 @@ def _write(path: Path, value: Mapping[str, Any]) -> None:
 # --- config.json ------------------------------------------------------------------------------------------------------
 
 
-def _config(head: GgufHead) -> dict[str, Any]:
+def _config(heads: Sequence[GgufHead]) -> dict[str, Any]:
+    head = heads[0]
     kind = head.metadata.get("general.architecture")
     if kind not in ARCHITECTURES:
         raise ModelError(
@@ -124,15 +128,15 @@ def _config(head: GgufHead) -> dict[str, Any]:
         )
     _refuse_left_out(head, kind)
     of_family = {**GGUF_CONFIG_MAPPING[kind], **_MORE_KEYS}
-    config: dict[str, Any] = {"model_type": ARCHITECTURES[kind]}
+    config: dict[str, Any] = {"model_type": ARCHITECTURES[kind], GGUF_ARCHITECTURE: kind}
     config |= _renamed(head, f"{kind}.", of_family) | _renamed(head, "tokenizer.", GGUF_CONFIG_MAPPING["tokenizer"])
     tokens = head.metadata.get(_TOKENS)
     if "vocab_size" not in config and isinstance(tokens, GgufArray):
         config["vocab_size"] = tokens.length
     config.setdefault("num_key_value_heads", config["num_attention_heads"])
     config.setdefault("rope_theta", _DEFAULT_ROPE_BASE)
-    config["tie_word_embeddings"] = all(entry.name != _OUTPUT for entry in head.entries)
-    return config | _rope_scaling(head)
+    config["tie_word_embeddings"] = all(entry.name != _OUTPUT for part in heads for entry in part.entries)
+    return config | _rope_scaling(heads)
 
 
 def _renamed(head: GgufHead, prefix: str, mapping: Mapping[str, str | None]) -> dict[str, Any]:
@@ -150,10 +154,6 @@ def _refuse_left_out(head: GgufHead, kind: str) -> None:
     lacking = [key for key in _NEEDED if f"{kind}.{key}" not in head.metadata]
     if lacking:
         raise ModelError(f"The metadata of {head.path.name} lacks '{kind}.{lacking[0]}'.", hint="Download it again.")
-    if head.metadata.get("split.count", 1) not in (0, 1):
-        raise ModelError(
-            f"{head.path.name} is one of several files that make up a model.", hint="Join them with llama-gguf-split."
-        )
     scaling = head.metadata.get(f"{kind}.rope.scaling.type", "none")
     if scaling != "none":
         raise ModelError(
@@ -162,23 +162,29 @@ def _refuse_left_out(head: GgufHead, kind: str) -> None:
         )
 
 
-def _rope_scaling(head: GgufHead) -> dict[str, Any]:
-    """Read off the factors that the file divides the rotary frequencies by."""
-    factors = [tensor.read() for tensor in tensors_in(head, {}, {_ROPE_FACTORS: _ROPE_FACTORS})]
+def _rope_factors(heads: Sequence[GgufHead]) -> list[torch.Tensor]:
+    """What the model divides the rotary frequencies by, if it does."""
+    named = {_ROPE_FACTORS: _ROPE_FACTORS}
+    return [tensor.read() for head in heads for tensor in tensors_in(head, {}, named)]
+
+
+def _rope_scaling(heads: Sequence[GgufHead]) -> dict[str, Any]:
+    """Read off the factors."""
+    factors = _rope_factors(heads)
     return {"rope_scaling": {**_LLAMA3_ROPE, "factor": float(factors[0].max())}} if factors else {}
 
 
-def _refuse_other_rope(head: GgufHead, config: transformers.PretrainedConfig) -> None:
+def _refuse_other_rope(heads: Sequence[GgufHead], config: transformers.PretrainedConfig) -> None:
     """Whether transformers computes from the config what the file says."""
-    for tensor in tensors_in(head, {}, {_ROPE_FACTORS: _ROPE_FACTORS}):
+    for stored in _rope_factors(heads):
         frequencies, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
         head_dim: Any = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         base: Any = getattr(config, "rope_parameters", {}).get("rope_theta")
         plain = base ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
-        factors = tensor.read().float()
+        factors = stored.float()
         if factors.shape != plain.shape or not torch.allclose(plain / factors, frequencies, rtol=1e-4):
             raise ModelError(
-                f"{head.path.name} stretches positions in a way that VRAMancer cannot read as GGUF yet.",
+                f"{heads[0].path.name} stretches positions in a way that VRAMancer cannot read as GGUF yet.",
                 hint=USE_SAFETENSORS,
             )
 
@@ -186,13 +192,14 @@ def _refuse_other_rope(head: GgufHead, config: transformers.PretrainedConfig) ->
 # --- names ------------------------------------------------------------------------------------------------------------
 
 
-def _names(folder: Path, head: GgufHead, config: dict[str, Any]) -> dict[str, str]:
-    """Name in the file -> name in transformers, for every tensor of the file."""
-    own = {entry.name: entry.name for entry in head.entries}
-    stored = {tensor.name: tensor for tensor in tensors_in(head, config, own)}
+def _names(folder: Path, heads: Sequence[GgufHead], config: dict[str, Any]) -> dict[str, str]:
+    """Name in the files -> name in transformers, for every tensor."""
+    head = heads[0]
+    own = {entry.name: entry.name for part in heads for entry in part.entries}
+    stored = {tensor.name: tensor for part in heads for tensor in tensors_in(part, config, own)}
     checkpoint = Checkpoint(folder, config, dict(stored), "")
     model = architecture.build(checkpoint, torch.float32)
-    _refuse_other_rope(head, model.config)
+    _refuse_other_rope(heads, model.config)
     _refuse_unsaid_scale(head, model.config)
     kind = head.metadata["general.architecture"]
     known = get_gguf_hf_weights_map(model, TensorProcessor(config=config), model_type=kind)

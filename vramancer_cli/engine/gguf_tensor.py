@@ -24,6 +24,8 @@ from vramancer_cli.errors import ModelError
 from vramancer_cli.models.folder import one_line
 from vramancer_cli.models.quantisation import GROUP, Format
 
+GGUF_ARCHITECTURE: Final = "gguf_architecture"
+"""In config.json: what the file calls `general.architecture`."""
 PLAIN: Final = {Kind.F32: torch.float32, Kind.F16: torch.float16, Kind.BF16: torch.bfloat16}
 PACKED: Final = frozenset({
     Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.Q8_0, Kind.Q2_K, Kind.Q3_K, Kind.Q4_K, Kind.Q5_K, Kind.Q6_K,
@@ -97,8 +99,11 @@ class GgufTensor(StoredTensor):
 
 
 def tensors_in(head: GgufHead, config: Mapping[str, Any], names: Mapping[str, str]) -> Iterator[GgufTensor]:
-    """The tensors that `names` knows (name in the file -> name in transformers). Raises ModelError."""
-    restore = _restorer(str(head.metadata.get("general.architecture")), config)
+    """The tensors that `names` knows (name in the file -> name in transformers). Raises ModelError.
+
+    What was done to them is told by the architecture in `config`: later parts of a split model do not say it.
+    """
+    restore = _restorer(str(config.get(GGUF_ARCHITECTURE)), config)
     for entry in head.entries:
         if entry.kind not in PLAIN and entry.kind not in PACKED:
             raise ModelError(

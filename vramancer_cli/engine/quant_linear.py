@@ -12,7 +12,8 @@ import torch
 
 from transport.types import WeightFormat
 from vramancer_cli.engine.quant import QuantisedWeight, quantise
-from vramancer_cli.engine.quant_kernels import Kernel, kernel_for
+from vramancer_cli.engine.quant_choice import kernel_for
+from vramancer_cli.engine.quant_kernels import Kernel
 from vramancer_cli.errors import VramancerError
 from vramancer_cli.models.quantisation import GROUP, Format, Quantisable, format_of
 

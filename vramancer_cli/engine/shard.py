@@ -17,9 +17,9 @@ from vramancer_cli.engine import architecture, weights
 from vramancer_cli.engine.attention import AttentionContext
 from vramancer_cli.engine.boundary import Boundary, gathered
 from vramancer_cli.engine.checkpoint import Checkpoint
+from vramancer_cli.engine.read_progress import Progress
 from vramancer_cli.engine.sequence_cache import Place, SequenceCache
 from vramancer_cli.engine.trace import KvShape, positions_for, trace_layers
-from vramancer_cli.engine.weights import Progress
 from vramancer_cli.errors import ModelError
 
 

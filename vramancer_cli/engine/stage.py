@@ -19,10 +19,10 @@ from vramancer_cli.engine.checkpoint import Checkpoint, open_checkpoint
 from vramancer_cli.engine.devices import empty_cache
 from vramancer_cli.engine.kv_cache import KvPool, gather_bytes, pool_bytes
 from vramancer_cli.engine.memory import MemoryBudget, Reservation
+from vramancer_cli.engine.read_progress import Progress
 from vramancer_cli.engine.shard import Shard
 from vramancer_cli.engine.state import StatePool
 from vramancer_cli.engine.tensors import DTYPES
-from vramancer_cli.engine.weights import Progress
 from vramancer_cli.errors import ModelError, VramancerError
 
 Count = Callable[[int], None]

@@ -55,4 +55,6 @@ def readers(stored: Mapping[str, StoredTensor], device: torch.device) -> dict[st
 
 
 def _read(tensor: StoredTensor, device: torch.device) -> QuantisedWeight:
-    return tensor.read_packed().to(device)
+    weight = tensor.read_packed().to(device)
+    tensor.noted(tensor.size_bytes)
+    return weight

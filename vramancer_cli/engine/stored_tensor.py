@@ -6,7 +6,8 @@ if the file shrank. Must never import transformers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -34,6 +35,8 @@ class StoredTensor:
     shape: tuple[int, ...]
     start: int
     size_bytes: int
+    noted: Callable[[int], None] = field(default=lambda _size_bytes: None, kw_only=True, compare=False, repr=False)
+    """Told `size_bytes` when the tensor has been read for a load."""
 
     def read(self) -> torch.Tensor:
         """A new CPU tensor with these bytes, and no other byte of the file read. Raises ModelError."""
@@ -82,4 +85,6 @@ class StoredTensor:
 
     def __getitem__(self, index: Any) -> torch.Tensor:
         """What transformers' weight conversion asks of a lazy tensor: `stored[...]`."""
-        return self.read()[index]
+        values = self.read()[index]
+        self.noted(self.size_bytes)
+        return values

@@ -21,9 +21,9 @@ from vramancer_cli.engine.ends import TorchEnds, load_ends
 from vramancer_cli.engine.heap import giving_back
 from vramancer_cli.engine.memory import MemoryBudget
 from vramancer_cli.engine.ranges import stage_ranges
+from vramancer_cli.engine.read_progress import Progress
 from vramancer_cli.engine.seam import HIDDEN
 from vramancer_cli.engine.stage import PagedStage, load_stage
-from vramancer_cli.engine.weights import Progress
 from vramancer_cli.models.facts import ModelFacts
 from vramancer_cli.models.weight_files import ByteRange, WeightFile
 

@@ -7,7 +7,7 @@ Must never know a family by name.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -30,6 +30,7 @@ from vramancer_cli.engine import architecture
 from vramancer_cli.engine.checkpoint import Checkpoint, open_checkpoint
 from vramancer_cli.engine.devices import empty_cache
 from vramancer_cli.engine.quant_layer import quantisable, quantise_layer
+from vramancer_cli.engine.read_progress import Progress, ReadProgress
 from vramancer_cli.engine.rounding import Rounding
 from vramancer_cli.engine.stored_blocks import formats_of, packed_linears, readers, taken_over
 from vramancer_cli.engine.stored_tensor import StoredTensor
@@ -38,8 +39,6 @@ from vramancer_cli.engine.trace import Trace, trace_layers
 from vramancer_cli.errors import ModelError
 from vramancer_cli.models.facts import ModelFacts, WindowElements
 from vramancer_cli.models.quantisation import Quantisable, saved_bytes
-
-Progress = Callable[[int, int], None]
 
 HEAD_COPIES: Final = 6
 """Float32 vectors of vocabulary length alive while one row is sampled: logits, log-probabilities, shares, and sorted
@@ -154,8 +153,8 @@ def load_into(
 ) -> None:
     """Fill `model` (cut on meta) on `device`, layer by layer, reading only the tensors that it owns.
 
-    With `quantize` each layer's weights are quantised before the next layer is read. `progress` gets (loaded, total)
-    bytes as stored. Raises ModelError.
+    With `quantize` each layer's weights are quantised before the next layer is read. `progress` is told as
+    `ReadProgress` has it. Raises ModelError.
     """
     _refuse_untied_copies(model, checkpoint)
     owned = owned_tensors(model, checkpoint)
@@ -163,19 +162,19 @@ def load_into(
     transformers_logging.disable_progress_bar()
     mapping = get_model_conversion_mapping(model)
     missing = set(model.state_dict())
-    loaded_bytes = 0
-    progress(0, total_bytes)
+    reading = ReadProgress(total_bytes, progress)
     layers, packed = architecture.layers_of(model), _packed(model, checkpoint)
     rounding = Rounding(quantize)
     for layer, group in owned.items():
         taken = taken_over(packed[layer], quantize) if layer is not None else {}
-        missing &= _load_group(model, [tensor for tensor in group if tensor not in taken.values()], mapping, device)
+        read = [reading.counted(tensor) for tensor in group if tensor not in taken.values()]
+        missing &= _load_group(model, read, mapping, device)
         if layer is not None and quantize != "none":
             rounding.note(layers[layer], layer, group, taken)
-            quantise_layer(layers[layer], quantize, readers(taken, device))
+            counted = {name: reading.counted(tensor) for name, tensor in taken.items()}
+            quantise_layer(layers[layer], quantize, readers(counted, device))
             empty_cache(device)
-        loaded_bytes += sum(tensor.size_bytes for tensor in group)
-        progress(loaded_bytes, total_bytes)
+    reading.end()
     rounding.log()
     _tie(model, missing & set(model.state_dict()))
     architecture.fill_buffers(model, device)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +15,20 @@ from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from tests.helpers.checkpoints import make_model, make_tokenizer
 from tests.helpers.gguf_files import write_gguf
+from tests.helpers.gguf_scene import MARGIN, PROMPT, TINY, WIDE, answered, second_roundings
 from tests.helpers.greedy import greedy
-from tests.helpers.stepping import Driver, Request, make_plan, no_progress
+from tests.helpers.stepping import make_plan
 from tests.helpers.weight_scene import WeightScene
-from transport.types import LayerRange, WeightFormat
-from vramancer_cli.engine import quant_kernels, weights
+from vramancer_cli.engine import weights
 from vramancer_cli.engine.checkpoint import open_checkpoint
 from vramancer_cli.engine.gguf_folder import unfold
-from vramancer_cli.engine.gguf_tensor import GgufTensor
 from vramancer_cli.engine.quant import quantise
-from vramancer_cli.engine.quant_linear import QuantisedLinear
 from vramancer_cli.engine.ranges import stage_ranges
-from vramancer_cli.engine.shard import Shard
-from vramancer_cli.engine.tensors import DTYPES
 from vramancer_cli.engine.torch_engine import TorchEngine
 from vramancer_cli.errors import ModelError
 from vramancer_cli.runtime.weight_fetch import fetch_heads, fetch_ranges
 
-MARGIN = 1e-3
-PROMPT = [(11 * k * k + 5 * k) % 382 + 1 for k in range(60)]
-WIDE = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 2}
-"""K-quants come in blocks of 256."""
 GEMMA = {"head_dim": 256, "num_attention_heads": 2, "sliding_window": 16}
-TINY = {"num_hidden_layers": 2}
-
-
-def answered(engine: TorchEngine, folder: Path, **choices: Any) -> list[int]:
-    driver = Driver(engine, folder, make_plan(engine, folder, 2, **choices))
-    request = Request(list(PROMPT), 12)
-    driver.run([request])
-    driver.close()
-    return request.generated
 
 
 def check_same_text(engine: TorchEngine, path: Path, model: PreTrainedModel) -> None:
@@ -111,11 +93,6 @@ def test_positions_stretched_as_llama_3_does_are_read_off_the_factors(tmp_path: 
     assert answered(engine, folder, block_count=1100) == text
 
 
-def second_roundings(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
-    events = [record.msg for record in caplog.records if isinstance(record.msg, dict)]
-    return [event for event in events if event["event"] == "weights rounded a second time"]
-
-
 def test_weights_are_requantised_as_asked_and_the_error_is_logged(
     tmp_path: Path, engine: TorchEngine, caplog: pytest.LogCaptureFixture
 ):
@@ -142,137 +119,6 @@ def test_weights_are_requantised_as_asked_and_the_error_is_logged(
 
 def rounded(weight: torch.Tensor) -> torch.Tensor:
     return quantise(weight, "int4").dequantise(slice(None), torch.float32)
-
-
-# --- blocks that are held as they are ---------------------------------------------------------------------------------
-
-TAKEN = pytest.mark.parametrize("kind", [Kind.Q8_0, Kind.Q4_0, Kind.Q4_1], ids=lambda kind: kind.name)
-BLOCK_BYTES = {Kind.Q8_0: 32 + 4, Kind.Q4_0: 16 + 4, Kind.Q4_1: 16 + 4}
-
-
-@TAKEN
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
-def test_blocks_taken_over_give_the_text_of_the_dequantised_model(
-    tmp_path: Path, engine: TorchEngine, kind: Kind, family: str, only_exact: None
-):
-    """Grade "identical", and so through the kernel that multiplies in float32; with rows that were moved and not."""
-    path = tmp_path / "model.gguf"
-    text, margin = greedy(write_gguf(path, kind, family, **TINY), PROMPT, 12)
-    assert margin > MARGIN
-    assert answered(engine, unfold(path, tmp_path / "shelf"), quantize="stored") == text
-
-
-@pytest.fixture
-def only_exact(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(quant_kernels, "candidates", lambda *_: (quant_kernels.Dequantise,))
-    quant_kernels.choose.cache_clear()
-    yield
-    quant_kernels.choose.cache_clear()
-
-
-@TAKEN
-def test_the_kernel_that_is_chosen_is_no_further_off_than_bfloat16(
-    tmp_path: Path, engine: TorchEngine, caplog: pytest.LogCaptureFixture, kind: Kind
-):
-    """Grade "stable": the CPU's kernels multiply in bfloat16. Cut or not, the tokens are the same."""
-    caplog.set_level("INFO", "vramancer.engine")
-    path = tmp_path / "model.gguf"
-    model = write_gguf(path, kind, **WIDE)
-    folder = unfold(path, tmp_path / "shelf")
-    drivers = [Driver(engine, folder, make_plan(engine, folder, stages, quantize="stored")) for stages in (1, 2)]
-    requests = [Request(list(PROMPT), 12) for _ in drivers]
-    for driver, request in zip(drivers, requests, strict=True):
-        driver.run([request])
-        driver.close()
-    assert requests[0].generated == requests[1].generated
-    expected = last_logits(model)
-    in_bfloat16 = (last_logits(model.bfloat16()) - expected).norm()
-    assert (requests[1].logits[0] - expected).norm() < 1.5 * in_bfloat16
-    events = [record.msg["event"] for record in caplog.records if isinstance(record.msg, dict)]
-    assert "weights rounded a second time" not in events and "weights held as they are stored" in events
-
-
-def last_logits(model: PreTrainedModel) -> torch.Tensor:
-    with torch.inference_mode():
-        return model(torch.tensor([PROMPT])).logits[0, -1].float()
-
-
-@TAKEN
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_bytes_planned_for_taken_blocks_are_the_bytes_held(tmp_path: Path, kind: Kind, dtype: str):
-    path = tmp_path / "model.gguf"
-    write_gguf(path, kind, **WIDE)
-    folder = unfold(path, tmp_path / "shelf")
-    facts = weights.model_facts(folder, WeightScene(tmp_path, folder).ref)
-    assert facts.is_stored_packed
-    layers = LayerRange(1, 2)
-    planned = facts.weights_bytes(layers, dtype, "stored")
-    shard = Shard(open_checkpoint(folder), layers, DTYPES[dtype], "stored")
-    assert shard.weights_bytes == planned
-    shard.load(torch.device("cpu"), no_progress)
-    assert held_bytes(shard) == planned
-    packed = sum(part.parameters for part in facts.layer_quantisable[1])
-    assert planned - packed // 32 * BLOCK_BYTES[kind] == 2 * 256 * DTYPES[dtype].itemsize  # the norms
-
-
-def held_bytes(shard: Shard) -> int:
-    kernels = [module._kernel for module in shard._model.modules() if isinstance(module, QuantisedLinear)]
-    return sum(parameter.nbytes for parameter in shard._model.parameters()) + tensor_bytes(kernels)
-
-
-def tensor_bytes(*roots: Any) -> int:
-    """Of all tensors within `roots`, each counted once."""
-    seen: dict[int, int] = {}
-    todo = list(roots)
-    while todo:
-        value = todo.pop()
-        if isinstance(value, torch.Tensor):
-            seen[value.data_ptr()] = value.nbytes
-        elif isinstance(value, list):
-            todo += value
-        else:
-            todo += vars(value).values() if hasattr(value, "__dict__") else []
-    return sum(seen.values())
-
-
-@TAKEN
-@pytest.mark.parametrize("quantize", ["int8", "int4", "int4-128"])
-def test_what_asks_for_as_many_bits_takes_the_blocks_over(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: Kind, quantize: WeightFormat
-):
-    caplog.set_level("INFO", "vramancer.engine")
-    path = tmp_path / "model.gguf"
-    write_gguf(path, kind, **WIDE)
-    shard = Shard(open_checkpoint(unfold(path, tmp_path / "shelf")), LayerRange(0, 1), torch.bfloat16, quantize)
-    shard.load(torch.device("cpu"), no_progress)
-    rounds = kind is Kind.Q8_0 and quantize != "int8"
-    assert bool(second_roundings(caplog)) == rounds
-    assert held_bytes(shard) == shard.weights_bytes
-
-
-@TAKEN
-def test_loading_taken_blocks_reads_no_weight_but_their_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind
-):
-    """None is ever dequantised: what the plan reserves for loading has no room for that."""
-    path = tmp_path / "model.gguf"
-    write_gguf(path, kind, **WIDE)
-    checkpoint = open_checkpoint(unfold(path, tmp_path / "shelf"))
-    read: list[str] = []
-    unpacked = GgufTensor._unpacked
-    monkeypatch.setattr(GgufTensor, "_unpacked", lambda self: read.append(self.name) or unpacked(self))
-    shard = Shard(checkpoint, LayerRange(0, 2), torch.bfloat16, "stored")
-    progress: list[tuple[int, int]] = []
-    shard.load(torch.device("cpu"), lambda *counts: progress.append(counts))
-    assert read == []
-    assert progress[-1] == (progress[-1][1],) * 2 and progress[-1][1] > 2 * 256 * 256 * 4 * 18 / 32
-
-
-def test_k_quants_are_not_taken_over(tmp_path: Path):
-    path = tmp_path / "model.gguf"
-    write_gguf(path, Kind.Q6_K, **WIDE)
-    folder = unfold(path, tmp_path / "shelf")
-    assert not weights.model_facts(folder, WeightScene(tmp_path, folder).ref).is_stored_packed
 
 
 def test_what_is_stored_as_plain_numbers_is_rounded_once(
@@ -451,8 +297,16 @@ def test_a_strangers_pointer_opens_no_file_that_he_does_not_know(tmp_path: Path)
     path = tmp_path / "mine.gguf"
     write_gguf(path, **TINY)
     (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "gguf.json").write_text(json.dumps({"path": str(path), "head_sha256": "0" * 64}))
+    (tmp_path / "gguf.json").write_text(json.dumps({"files": [{"path": str(path), "head_sha256": "0" * 64}]}))
     with pytest.raises(ModelError, match="not the file any more"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("files", [None, [], [{"path": 3}], {"path": "x"}, [{"path": "x"}], ["x"]])
+def test_a_pointer_that_points_nowhere_is_refused(tmp_path: Path, files: Any):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "gguf.json").write_text(json.dumps({"files": files}))
+    with pytest.raises(ModelError, match="does not say where"):
         open_checkpoint(tmp_path)
 
 

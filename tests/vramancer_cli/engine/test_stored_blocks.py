@@ -1,0 +1,133 @@
+"""Blocks of a GGUF file that layers are held in as they are: the same text, the planned bytes, and when."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from gguf import GGMLQuantizationType as Kind
+from transformers import PreTrainedModel
+
+from tests.helpers.gguf_files import write_gguf
+from tests.helpers.gguf_scene import MARGIN, PROMPT, TINY, WIDE, answered, held_bytes, second_roundings
+from tests.helpers.greedy import greedy
+from tests.helpers.stepping import Driver, Request, make_plan, no_progress
+from tests.helpers.weight_scene import WeightScene
+from transport.types import LayerRange, WeightFormat
+from vramancer_cli.engine import quant_choice, quant_kernels, weights
+from vramancer_cli.engine.checkpoint import open_checkpoint
+from vramancer_cli.engine.gguf_folder import unfold
+from vramancer_cli.engine.gguf_tensor import GgufTensor
+from vramancer_cli.engine.shard import Shard
+from vramancer_cli.engine.tensors import DTYPES
+from vramancer_cli.engine.torch_engine import TorchEngine
+
+TAKEN = pytest.mark.parametrize("kind", [Kind.Q8_0, Kind.Q4_0, Kind.Q4_1], ids=lambda kind: kind.name)
+BLOCK_BYTES = {Kind.Q8_0: 32 + 4, Kind.Q4_0: 16 + 4, Kind.Q4_1: 16 + 4}
+
+
+@TAKEN
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_blocks_taken_over_give_the_text_of_the_dequantised_model(
+    tmp_path: Path, engine: TorchEngine, kind: Kind, family: str, only_exact: None
+):
+    """Grade "identical", and so through the kernel that multiplies in float32; with rows that were moved and not."""
+    path = tmp_path / "model.gguf"
+    text, margin = greedy(write_gguf(path, kind, family, **TINY), PROMPT, 12)
+    assert margin > MARGIN
+    assert answered(engine, unfold(path, tmp_path / "shelf"), quantize="stored") == text
+
+
+@pytest.fixture
+def only_exact(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(quant_choice, "candidates", lambda *_: (quant_kernels.Dequantise,))
+    quant_choice.choose.cache_clear()
+    yield
+    quant_choice.choose.cache_clear()
+
+
+@TAKEN
+def test_the_kernel_that_is_chosen_is_no_further_off_than_bfloat16(
+    tmp_path: Path, engine: TorchEngine, caplog: pytest.LogCaptureFixture, kind: Kind
+):
+    """Grade "stable": the CPU's kernels multiply in bfloat16. Cut or not, the tokens are the same."""
+    caplog.set_level("INFO", "vramancer.engine")
+    path = tmp_path / "model.gguf"
+    model = write_gguf(path, kind, **WIDE)
+    folder = unfold(path, tmp_path / "shelf")
+    drivers = [Driver(engine, folder, make_plan(engine, folder, stages, quantize="stored")) for stages in (1, 2)]
+    requests = [Request(list(PROMPT), 12) for _ in drivers]
+    for driver, request in zip(drivers, requests, strict=True):
+        driver.run([request])
+        driver.close()
+    assert requests[0].generated == requests[1].generated
+    expected = last_logits(model)
+    in_bfloat16 = (last_logits(model.bfloat16()) - expected).norm()
+    assert (requests[1].logits[0] - expected).norm() < 1.5 * in_bfloat16
+    events = [record.msg["event"] for record in caplog.records if isinstance(record.msg, dict)]
+    assert "weights rounded a second time" not in events and "weights held as they are stored" in events
+
+
+def last_logits(model: PreTrainedModel) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(torch.tensor([PROMPT])).logits[0, -1].float()
+
+
+@TAKEN
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_bytes_planned_for_taken_blocks_are_the_bytes_held(tmp_path: Path, kind: Kind, dtype: str):
+    path = tmp_path / "model.gguf"
+    write_gguf(path, kind, **WIDE)
+    folder = unfold(path, tmp_path / "shelf")
+    facts = weights.model_facts(folder, WeightScene(tmp_path, folder).ref)
+    assert facts.is_stored_packed
+    layers = LayerRange(1, 2)
+    planned = facts.weights_bytes(layers, dtype, "stored")
+    shard = Shard(open_checkpoint(folder), layers, DTYPES[dtype], "stored")
+    assert shard.weights_bytes == planned
+    shard.load(torch.device("cpu"), no_progress)
+    assert held_bytes(shard) == planned
+    packed = sum(part.parameters for part in facts.layer_quantisable[1])
+    assert planned - packed // 32 * BLOCK_BYTES[kind] == 2 * 256 * DTYPES[dtype].itemsize  # the norms
+
+
+@TAKEN
+@pytest.mark.parametrize("quantize", ["int8", "int4", "int4-128"])
+def test_what_asks_for_as_many_bits_takes_the_blocks_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: Kind, quantize: WeightFormat
+):
+    caplog.set_level("INFO", "vramancer.engine")
+    path = tmp_path / "model.gguf"
+    write_gguf(path, kind, **WIDE)
+    shard = Shard(open_checkpoint(unfold(path, tmp_path / "shelf")), LayerRange(0, 1), torch.bfloat16, quantize)
+    shard.load(torch.device("cpu"), no_progress)
+    rounds = kind is Kind.Q8_0 and quantize != "int8"
+    assert bool(second_roundings(caplog)) == rounds
+    assert held_bytes(shard) == shard.weights_bytes
+
+
+@TAKEN
+def test_loading_taken_blocks_reads_no_weight_but_their_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind
+):
+    """None is ever dequantised: what the plan reserves for loading has no room for that."""
+    path = tmp_path / "model.gguf"
+    write_gguf(path, kind, **WIDE)
+    checkpoint = open_checkpoint(unfold(path, tmp_path / "shelf"))
+    read: list[str] = []
+    unpacked = GgufTensor._unpacked
+    monkeypatch.setattr(GgufTensor, "_unpacked", lambda self: read.append(self.name) or unpacked(self))
+    shard = Shard(checkpoint, LayerRange(0, 2), torch.bfloat16, "stored")
+    progress: list[tuple[int, int]] = []
+    shard.load(torch.device("cpu"), lambda *counts: progress.append(counts))
+    assert read == []
+    assert progress[-1] == (progress[-1][1],) * 2 and progress[-1][1] > 2 * 256 * 256 * 4 * 18 / 32
+
+
+def test_k_quants_are_not_taken_over(tmp_path: Path):
+    path = tmp_path / "model.gguf"
+    write_gguf(path, Kind.Q6_K, **WIDE)
+    folder = unfold(path, tmp_path / "shelf")
+    assert not weights.model_facts(folder, WeightScene(tmp_path, folder).ref).is_stored_packed

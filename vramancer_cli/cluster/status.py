@@ -13,10 +13,24 @@ NodeState = Literal["joined", "loading", "ready", "spare", "lost"]
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceStatus:
+    """One device of a node; `layers` is [start, end) or None."""
+
+    device: str
+    device_name: str
+    memory_used_bytes: int
+    memory_limit_bytes: int
+    layers: tuple[int, int] | None
+    layer_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class NodeStatus:
     """One node. `layers` is [start, end) or None; `why` is the planner's sentence; `round_trip_s` None for the head.
 
     `fetch_bytes`: weights that it lacked and fetches from the head before it loads; `fetched_bytes` are there.
+    Layers, memory and counts are those of all its `devices` together, `device` their names; a head of before there were
+    several tells of none.
     """
 
     id: str
@@ -37,6 +51,7 @@ class NodeStatus:
     address: str
     fetched_bytes: int = 0
     fetch_bytes: int = 0
+    devices: tuple[DeviceStatus, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +93,18 @@ class ClusterStatus:
 
 
 def _node_from_json(data: dict[str, Any]) -> NodeStatus:
-    values = {f.name: data[f.name] for f in fields(NodeStatus)}
-    if values["layers"] is not None:
-        start, end = values["layers"]
-        values["layers"] = (int(start), int(end))
-    return NodeStatus(**values)
+    values = {f.name: data[f.name] for f in fields(NodeStatus) if f.name != "devices"}
+    devices = tuple(_device_from_json(device) for device in data.get("devices", ()))
+    return NodeStatus(**values | {"layers": _layers(data["layers"]), "devices": devices})
+
+
+def _device_from_json(data: dict[str, Any]) -> DeviceStatus:
+    values = {f.name: data[f.name] for f in fields(DeviceStatus)}
+    return DeviceStatus(**values | {"layers": _layers(data["layers"])})
+
+
+def _layers(data: Any) -> tuple[int, int] | None:
+    if data is None:
+        return None
+    start, end = data
+    return int(start), int(end)

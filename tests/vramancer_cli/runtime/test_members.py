@@ -19,6 +19,7 @@ from transport.identity import ClusterAuthority
 from transport.messages import (
     Assign,
     AssignRefused,
+    DeviceLoad,
     FetchProgress,
     Goodbye,
     Join,
@@ -47,7 +48,7 @@ from vramancer_cli.telemetry.security import Kind
 from vramancer_cli.telemetry.security_log import SecurityLog, read
 
 E = TypeVar("E")
-LOAD = NodeLoad(1, 2, 3)
+LOAD = NodeLoad((DeviceLoad(1, 2),), 3)
 NOW = 1_800_000_000.0
 AUTHORITY = ClusterAuthority.create("home", NOW)
 

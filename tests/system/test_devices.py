@@ -1,4 +1,4 @@
-"""A node that lends two devices, as real processes: a head, and a worker with two stages in one process.
+"""Nodes that lend two devices, as real processes: a head and a worker, each with two stages in one process.
 
 Two CPU devices, each with a thread, a limit and a stage of its own; what GPUs do between them is not tried here.
 """
@@ -7,26 +7,26 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import pytest
 from openai import APIError, OpenAI
 from transformers import AutoTokenizer
 
 from build_scripts.local_cluster import LocalCluster, local_cluster
-from tests.system.test_parity import REQUESTS, references, served
+from tests.system.test_parity import references, served
 from vramancer_cli.cluster.status import ClusterStatus
 from vramancer_cli.models.catalog import BUILTIN_NAME, builtin_folder
 
-TWO = ("--device", "cpu", "--device", "cpu", "--memory", "16MiB", "--memory", "15MiB")
+TWO = ("--device", "cpu", "--device", "cpu", "--memory", "14MiB", "--memory", "13MiB")
+"""Limits that hold about a fifth of the built-in model each."""
 LONG = "Count with me: one, two, three, four, five, six, seven"
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     with local_cluster(tmp_path_factory.mktemp("devices")) as running:
-        running.start_head("--device", "cpu", "--memory", "16MiB")
+        running.start_head("--device", "cpu,cpu", "--memory", "14MiB")
         running.add_worker(*TWO)
         running.wait_ready(2)
         yield running
@@ -34,25 +34,27 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
 
 def test_a_node_of_two_devices_holds_two_stages(cluster: LocalCluster) -> None:
     head, worker = cluster.client.status(fresh=True).nodes
-    assert [device.device for device in head.devices] == ["cpu"]
-    assert [device.device for device in worker.devices] == ["cpu", "cpu:1"]
-    assert [device.memory_limit_bytes for device in worker.devices] == [16 << 20, 15 << 20]
-    first, second = (device.layers for device in worker.devices)
-    assert first is not None
-    assert second is not None
-    assert worker.layers == (first[0], second[1])
-    assert first[1] == second[0]
-    assert all(0 < device.memory_used_bytes <= device.memory_limit_bytes for device in worker.devices)
+    assert [device.memory_limit_bytes for device in head.devices] == [14 << 20, 14 << 20]
+    assert [device.memory_limit_bytes for device in worker.devices] == [14 << 20, 13 << 20]
+    assert "On cpu:1: layers" in head.why
+    for node in (head, worker):
+        assert [device.device for device in node.devices] == ["cpu", "cpu:1"]
+        first, second = (device.layers for device in node.devices)
+        assert first is not None
+        assert second is not None
+        assert node.layers == (first[0], second[1])
+        assert first[1] == second[0]
+        assert all(0 < device.memory_used_bytes <= device.memory_limit_bytes for device in node.devices)
 
 
 def test_its_text_is_that_of_the_unsplit_model_and_every_device_computed_its_share(cluster: LocalCluster) -> None:
     """Grade: identical (float32, margin asserted)."""
     tokenizer = AutoTokenizer.from_pretrained(builtin_folder())
     topics = ["--memory", "--context", "a worker", "the head", "Windows", "a code", "the page", "chat"]
-    questions = [f"{ask} {topic}?" for topic in topics for ask in ("What is", "How do I use")]
+    questions = [f"What is {topic}?" for topic in topics]
     prompts = [
         tokenizer.apply_chat_template([{"role": "user", "content": q}], add_generation_prompt=True, return_dict=False)
-        for q in questions[:REQUESTS]
+        for q in questions
     ]
     expected, clear = references(builtin_folder(), prompts)
     assert all(clear)
@@ -66,7 +68,7 @@ def test_its_text_is_that_of_the_unsplit_model_and_every_device_computed_its_sha
         for device in node.devices
         if device.layers
     }
-    assert len(layers) == 3
+    assert len(layers) == 4
     assert len({done[place] / count for place, count in layers.items()}) == 1, "every device saw every token"
 
 
@@ -91,21 +93,11 @@ def test_killed_it_loses_both_stages_at_once_and_comes_back(cluster: LocalCluste
     assert client.completions.create(model=BUILTIN_NAME, prompt=LONG, max_tokens=5).choices[0].text
 
 
-def wait_until(cluster: LocalCluster, holds: object, deadline_s: float = 20.0) -> ClusterStatus:
-    until = time.monotonic() + deadline_s
+def wait_until(cluster: LocalCluster, holds: Callable[[ClusterStatus], bool]) -> ClusterStatus:
+    until = time.monotonic() + 20.0
     while True:
         status = cluster.client.status(fresh=True)
         if holds(status):
             return status
         assert time.monotonic() < until, json.dumps(status.to_json())
         time.sleep(0.1)
-
-
-def test_a_head_may_lend_two_devices_and_serve_alone(tmp_path: Path) -> None:
-    with local_cluster(tmp_path) as running:
-        running.start_head("--device", "cpu,cpu", "--memory", "24MiB")
-        (head,) = running.wait_ready(1).nodes
-        assert [device.layers is not None for device in head.devices] == [True, True]
-        assert "On cpu:1: layers" in head.why
-        client = OpenAI(base_url=f"{running.head.api_url}/v1", api_key="none", max_retries=0, timeout=60)
-        assert client.completions.create(model=BUILTIN_NAME, prompt=LONG, max_tokens=5).choices[0].text

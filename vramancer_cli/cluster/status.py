@@ -93,14 +93,15 @@ class ClusterStatus:
 
 
 def _node_from_json(data: dict[str, Any]) -> NodeStatus:
-    values = {f.name: data[f.name] for f in fields(NodeStatus) if f.name != "devices"}
-    devices = tuple(_device_from_json(device) for device in data.get("devices", ()))
-    return NodeStatus(**values | {"layers": _layers(data["layers"]), "devices": devices})
+    values: dict[str, Any] = {f.name: data[f.name] for f in fields(NodeStatus) if f.name != "devices"}
+    values["layers"] = _layers(data["layers"])
+    return NodeStatus(**values, devices=tuple(_device_from_json(device) for device in data.get("devices", ())))
 
 
 def _device_from_json(data: dict[str, Any]) -> DeviceStatus:
-    values = {f.name: data[f.name] for f in fields(DeviceStatus)}
-    return DeviceStatus(**values | {"layers": _layers(data["layers"])})
+    values: dict[str, Any] = {f.name: data[f.name] for f in fields(DeviceStatus)}
+    values["layers"] = _layers(data["layers"])
+    return DeviceStatus(**values)
 
 
 def _layers(data: Any) -> tuple[int, int] | None:

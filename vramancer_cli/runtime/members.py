@@ -198,7 +198,7 @@ class Members:
         if member.ended.is_set():
             return  # what a lost link still brings says nothing of the node that has joined again
         match message:
-            case Pong():
+            case Pong() if len(message.load.devices) == member.devices:
                 self._ponged_by(node, member, message)
             case FetchProgress():
                 fetched = (message.epoch, message.fetched_bytes, message.total_bytes)
@@ -208,7 +208,7 @@ class Members:
                 self._note(events.StageLoading(node, *loaded, self._loop.time()))
             case StageReady():
                 self._note(events.StageBecameReady(node, message.epoch, message.direct))
-            case AssignRefused():
+            case AssignRefused() if message.position < member.devices:
                 self._log.warning("stage refused", name=member.name, reason=message.reason)
                 refused = (message.epoch, message.needed_bytes, message.present_bytes, message.reason)
                 self._note(events.StageRefused(node, *refused, message.position))
@@ -220,8 +220,6 @@ class Members:
                 raise RemoteProtocolError(f"A worker sent {type(message).__name__}, which a head does not take.")
 
     def _ponged_by(self, node: NodeId, member: _Member, pong: Pong) -> None:
-        if len(pong.load.devices) != member.devices:
-            raise RemoteProtocolError(f"A node of {member.devices} devices told of {len(pong.load.devices)}.")
         now = self._loop.time()
         round_trip_s = now - member.pinged_at if pong.number == member.ping_number else None
         member.pong_number = max(member.pong_number, min(pong.number, member.ping_number))

@@ -18,15 +18,15 @@ from tests.system.test_parity import references, served
 from vramancer_cli.cluster.status import ClusterStatus
 from vramancer_cli.models.catalog import BUILTIN_NAME, builtin_folder
 
-TWO = ("--device", "cpu", "--device", "cpu", "--memory", "14MiB", "--memory", "13MiB")
-"""Limits that hold about a fifth of the built-in model each."""
+TWO = ("--device", "cpu", "--device", "cpu", "--memory", "15MiB", "--memory", "14MiB")
+"""Limits that hold about a quarter of the built-in model each."""
 LONG = "Count with me: one, two, three, four, five, six, seven"
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     with local_cluster(tmp_path_factory.mktemp("devices")) as running:
-        running.start_head("--device", "cpu,cpu", "--memory", "14MiB")
+        running.start_head("--device", "cpu,cpu", "--memory", "15MiB")
         running.add_worker(*TWO)
         running.wait_ready(2)
         yield running
@@ -34,8 +34,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
 
 def test_a_node_of_two_devices_holds_two_stages(cluster: LocalCluster) -> None:
     head, worker = cluster.client.status(fresh=True).nodes
-    assert [device.memory_limit_bytes for device in head.devices] == [14 << 20, 14 << 20]
-    assert [device.memory_limit_bytes for device in worker.devices] == [14 << 20, 13 << 20]
+    assert [device.memory_limit_bytes for device in head.devices] == [15 << 20, 15 << 20]
+    assert [device.memory_limit_bytes for device in worker.devices] == [15 << 20, 14 << 20]
     assert "On cpu:1: layers" in head.why
     for node in (head, worker):
         assert [device.device for device in node.devices] == ["cpu", "cpu:1"]

@@ -72,9 +72,18 @@ def _facts(status: ClusterStatus, glyphs: Glyphs, width: int) -> RenderResult:
         facts = (plain(status.numbers), f"{status.layer_count} layers", f"context {status.context_tokens} tokens")
         model.append(between + between.join(facts))
     yield _fitted(model, width)
+    yield from _prefix_line(status, width)
     queue = f"{status.running} running, {status.waiting} waiting"
     rate = Text.assemble(" ", (f"{status.tokens_per_s:.1f}", "bold"), f" tokens/s{between}{queue}{between}")
     yield _fitted(rate.append(plain(status.api_url), style="cyan"), width)
+
+
+def _prefix_line(status: ClusterStatus, width: int) -> RenderResult:
+    """How much of all prompts did not have to be computed; nothing before there was any."""
+    if status.prefix_asked_tokens:
+        share = f"{status.prefix_found_tokens / status.prefix_asked_tokens:.0%}"
+        told = f" ({status.prefix_found_tokens} of {status.prefix_asked_tokens} tokens)"
+        yield _fitted(Text.assemble(" prefix cache ", (share, "bold"), told), width)
 
 
 def _fitted(text: Text, width: int) -> Text:

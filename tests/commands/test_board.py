@@ -177,3 +177,9 @@ def test_a_node_of_two_devices_shows_each() -> None:
     details = "\n".join(drawn(NodeDetails(replace(CLUSTER, nodes=(desk,))), 80))
     for fact in ("cuda:1", "TITAN V", "30–39 (10 layers), 300 layer-tokens computed", "none, 300 layer-tokens"):
         assert fact in details
+
+
+def test_the_prefix_cache_is_shown_once_something_was_asked() -> None:
+    assert "prefix cache" not in "\n".join(drawn(Board(CLUSTER), 80))
+    used = replace(CLUSTER, prefix_found_tokens=30, prefix_asked_tokens=120)
+    assert "prefix cache 25% (30 of 120 tokens)" in "\n".join(drawn(Board(used), 80))

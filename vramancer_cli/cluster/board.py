@@ -27,6 +27,7 @@ def cluster_status(
     tokens_per_s: float,
     api_url: str,
     now: float,
+    prefix_tokens: tuple[int, int] = (0, 0),
 ) -> ClusterStatus:
     """Nodes in pipeline order, then the others by name, the lost ones last."""
     plan, model, settings = state.active_plan, state.model, state.settings
@@ -49,6 +50,8 @@ def cluster_status(
         tokens_per_s=tokens_per_s,
         api_url=api_url,
         nodes=tuple(_node_status(state, node, now) for node in _board_order(state)),
+        prefix_found_tokens=prefix_tokens[0],
+        prefix_asked_tokens=prefix_tokens[1],
     )
 
 

@@ -6,7 +6,7 @@ Standard library only, so that the small verbs start fast.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 ServiceState = Literal["waiting", "loading", "ready", "failed"]
 NodeState = Literal["joined", "loading", "ready", "spare", "lost"]
@@ -56,7 +56,10 @@ class NodeStatus:
 
 @dataclass(frozen=True, slots=True)
 class ClusterStatus:
-    """`reason` says in one sentence why `state` is not "ready" (empty when it is)."""
+    """`reason` says in one sentence why `state` is not "ready" (empty when it is).
+
+    Of `prefix_asked_tokens` that sequences began with, `prefix_found_tokens` were in the prefix cache; since start.
+    """
 
     cluster: str
     cluster_id: str
@@ -75,6 +78,8 @@ class ClusterStatus:
     api_url: str
     nodes: tuple[NodeStatus, ...] = field(default_factory=tuple)
     quantize: str = "none"
+    prefix_found_tokens: int = 0
+    prefix_asked_tokens: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -83,13 +88,18 @@ class ClusterStatus:
     def from_json(cls, data: dict[str, Any]) -> ClusterStatus:
         """Ignores unknown keys, so that an older board can read a newer head. Raises KeyError, TypeError."""
         nodes = tuple(_node_from_json(node) for node in data["nodes"])
-        values = {f.name: data[f.name] for f in fields(cls) if f.name not in ("nodes", "quantize")}
-        return cls(**values, nodes=nodes, quantize=data.get("quantize", "none"))
+        later = {name: data[name] for name in _LATER if name in data}
+        values: dict[str, Any] = {f.name: data[f.name] for f in fields(cls) if f.name not in ("nodes", *_LATER)}
+        return cls(**values, nodes=nodes, **later)
 
     @property
     def numbers(self) -> str:
         """What the model computes in and, where that differs, what its layers' weights are held in."""
         return self.dtype if self.quantize == "none" else f"{self.dtype}, {self.quantize} weights"
+
+
+_LATER: Final = ("quantize", "prefix_found_tokens", "prefix_asked_tokens")
+"""What an older head does not tell."""
 
 
 def _node_from_json(data: dict[str, Any]) -> NodeStatus:

@@ -70,6 +70,7 @@ class HeadAdmin:
             running=self._generation.running,
             waiting=self._generation.waiting,
             tokens_per_s=self._generation.rate.per_second(now),
+            prefix_tokens=self._generation.prefix_tokens,
             api_url=self.api_url,
             now=now,
         )

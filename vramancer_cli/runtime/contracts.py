@@ -137,7 +137,8 @@ class GenerationRequest:
     """What serving asks for. `prompt` is never empty; prompt + max_tokens fits the context (serving checks).
 
     `choices`: so many answers, the second with the sampling's seed + 1, and so on. `prompt_logprobs`: those of the
-    prompt's own tokens too, each with so many of the likeliest; None: none. Only then may max_tokens be 0.
+    prompt's own tokens too, each with so many of the likeliest; None: none. Only then may max_tokens be 0. A request
+    of a higher `priority` goes before those of a lower one.
     """
 
     request_id: str
@@ -147,6 +148,7 @@ class GenerationRequest:
     stop_token_ids: frozenset[int] = frozenset()
     choices: int = 1
     prompt_logprobs: int | None = None
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,9 +31,11 @@ class _Found:
 
 
 class CacheAllocator:
-    """The blocks and state slots of one epoch. `reused_tokens` counts those that were not computed again."""
+    """The blocks and state slots of one epoch. Of the `asked_tokens` that sequences began with, `reused_tokens` were
+    there already and were not computed again."""
 
     def __init__(self, *, block_count: int, block_tokens: int, state_slots: int = 0, prefix_cache: bool = True) -> None:
+        self.asked_tokens = 0
         self.reused_tokens = 0
         self._pool = BlockPool(block_count, block_tokens)
         self._states = BlockPool(state_slots, 1) if state_slots else None
@@ -56,6 +58,7 @@ class CacheAllocator:
         copies = () if found.partial is None else (BlockCopy(0, found.partial, fresh[0]),)
         state_slot = -1 if self._states is None else self._states.take(1)[0]
         sequence.begin(found.blocks + fresh, found.tokens, copies, state_slot)
+        self.asked_tokens += sequence.token_count
         self.reused_tokens += found.tokens
         return True
 

@@ -172,3 +172,14 @@ def test_a_node_that_keeps_failing_is_named_with_the_time_that_is_left() -> None
     status = board(bench)
     assert status.state == "waiting", "the head alone has too little memory"
     assert "'node-1' is not used for a while: it failed 3 times" in status.reason
+
+
+def test_what_an_older_head_does_not_tell_has_a_default() -> None:
+    told = board(bench_of(30)).to_json()
+    for key in ("quantize", "prefix_found_tokens", "prefix_asked_tokens"):
+        del told[key]
+    for entry in told["nodes"]:
+        del entry["devices"]
+    status = ClusterStatus.from_json(told)
+    assert (status.quantize, status.prefix_found_tokens, status.prefix_asked_tokens) == ("none", 0, 0)
+    assert status.nodes[0].devices == ()

@@ -397,10 +397,17 @@ function gauge(index, usedBytes, allBytes, word) {
   return el("div", { className: "memory" }, bar, el("span", { textContent: words }));
 }
 
+/** How much of all prompts did not have to be computed. */
+function cached(status) {
+  const { prefix_found_tokens: found, prefix_asked_tokens: asked } = status;
+  return asked ? `${Math.round((100 * found) / asked)} % of ${plural(asked, "prompt token")}` : "nothing asked yet";
+}
+
 function showFigures(status) {
   const figures = [
     ["Speed now", `${status.tokens_per_s.toFixed(1)} tokens/s`],
     ["Answering", `${status.running}, waiting ${status.waiting}`],
+    ["Prefix cache", cached(status)],
     ["Context", plural(status.context_tokens, "token")],
     ["Numbers", status.quantize === "none" ? status.dtype : `${status.dtype}, ${status.quantize} weights`],
     ["Up", duration(status.uptime_s)],

@@ -5,7 +5,7 @@ Rich renderables only: nothing is fetched or printed here. Never imports torch o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,9 +17,9 @@ from rich.text import Text
 
 from commands.glyphs import Glyphs, glyphs_for, node_colour, state_text
 from commands.layer_bar import Segment, bar, boundaries, legend
-from commands.phrases import device_words, duration, memory, round_trip, system_words
+from commands.phrases import device_words, duration, memory, plural, round_trip, system_words
 from commands.terminal import plain
-from vramancer_cli.cluster.status import ClusterStatus, NodeStatus
+from vramancer_cli.cluster.status import ClusterStatus, DeviceStatus, NodeStatus
 
 _COLUMNS: Final = ("  node", "system", "device", "memory", "   trip", "state")
 _NAME, _DEVICE = 0, 2
@@ -72,12 +72,21 @@ def _facts(status: ClusterStatus, glyphs: Glyphs, width: int) -> RenderResult:
         facts = (plain(status.numbers), f"{status.layer_count} layers", f"context {status.context_tokens} tokens")
         model.append(between + between.join(facts))
     yield _fitted(model, width)
+    yield from _prefix_line(status, width)
     queue = f"{status.running} running, {status.waiting} waiting"
     rate = Text.assemble(" ", (f"{status.tokens_per_s:.1f}", "bold"), f" tokens/s{between}{queue}{between}")
     yield _fitted(rate.append(plain(status.api_url), style="cyan"), width)
     if status.tokens_per_trip is not None and status.draft_acceptance is not None:
         trips = f" {status.tokens_per_trip:.2f} tokens a trip{between}{status.draft_acceptance:.0%} of guesses right"
         yield _fitted(Text(trips), width)
+
+
+def _prefix_line(status: ClusterStatus, width: int) -> RenderResult:
+    """How much of all prompts did not have to be computed; nothing before there was any."""
+    if status.prefix_asked_tokens:
+        share = f"{status.prefix_found_tokens / status.prefix_asked_tokens:.0%}"
+        told = f" ({status.prefix_found_tokens} of {status.prefix_asked_tokens} tokens)"
+        yield _fitted(Text.assemble(" prefix cache ", (share, "bold"), told), width)
 
 
 def _fitted(text: Text, width: int) -> Text:
@@ -88,9 +97,9 @@ def _fitted(text: Text, width: int) -> Text:
 
 def _node_table(nodes: Sequence[NodeStatus], segments: Sequence[Segment], glyphs: Glyphs, width: int) -> Table:
     """Every column as wide as its words, but the device, which takes what is left."""
-    signs = {segment.node_id: Text(glyphs.sign(segment.fill), style=segment.style) for segment in segments}
+    signs = {segment.holder: Text(glyphs.sign(segment.fill), style=segment.style) for segment in segments}
     figures_cells = max((len(_memory_figures(node)) for node in nodes), default=0)
-    rows = [_node_row(node, signs.get(node.id, Text(" ")), figures_cells, glyphs) for node in nodes]
+    rows = [row for node in nodes for row in _node_rows(node, signs, figures_cells, glyphs)]
     cells = _column_cells(rows, width)
     table = Table(box=None, padding=(0, 0, 0, 1), header_style="dim")
     for heading, column_cells in zip(_COLUMNS, cells, strict=True):
@@ -100,7 +109,7 @@ def _node_table(nodes: Sequence[NodeStatus], segments: Sequence[Segment], glyphs
     return table
 
 
-def _memory_figures(node: NodeStatus) -> str:
+def _memory_figures(node: NodeStatus | DeviceStatus) -> str:
     return memory(node.memory_used_bytes, node.memory_limit_bytes)
 
 
@@ -113,16 +122,51 @@ def _column_cells(rows: Sequence[tuple[Text, ...]], width: int) -> list[int]:
     return cells
 
 
+def _node_rows(
+    node: NodeStatus, signs: Mapping[str, Text], figures_cells: int, glyphs: Glyphs
+) -> Iterator[tuple[Text, ...]]:
+    """The node's, and where it lends several devices one for each below it."""
+    yield _node_row(node, signs.get(node.id, Text(" ")), figures_cells, glyphs)
+    for device in several(node):
+        yield _device_row(device, signs.get(_holder(node, device), Text(" ")), figures_cells, glyphs)
+
+
+def several(node: NodeStatus) -> tuple[DeviceStatus, ...]:
+    """The node's devices, where one line for all of them would not tell enough."""
+    return node.devices if len(node.devices) > 1 else ()
+
+
+def _holder(node: NodeStatus, device: DeviceStatus) -> str:
+    return f"{node.id} {device.device}"
+
+
+def _device_row(device: DeviceStatus, sign: Text, figures_cells: int, glyphs: Glyphs) -> tuple[Text, ...]:
+    return (
+        Text.assemble("  ", sign, " ", plain(device.device)),
+        Text(""),
+        Text(plain(device_words(device.device, device.device_name))),
+        Text.assemble(memory_gauge(device, glyphs), " ", _memory_figures(device).rjust(figures_cells)),
+        Text(""),
+        Text(""),
+    )
+
+
 def _node_row(node: NodeStatus, sign: Text, figures_cells: int, glyphs: Glyphs) -> tuple[Text, ...]:
     faint = "dim" if node.state in ("lost", "spare") else ""
     return (
         Text.assemble(sign, " ", (plain(node.name), faint or "bold"), (" head" if node.role == "head" else "", "dim")),
         Text(plain(system_words(node.os)), style=faint),
-        Text(plain(device_words(node.device, node.device_name)), style=faint),
+        Text(plain(_node_devices(node)), style=faint),
         Text.assemble(memory_gauge(node, glyphs), " ", (_memory_figures(node).rjust(figures_cells), faint)),
         Text(round_trip(node.round_trip_s, glyphs.dash).rjust(7), style=faint),
         state_text(node.state, glyphs),
     )
+
+
+def _node_devices(node: NodeStatus) -> str:
+    if several(node):
+        return plural(len(node.devices), "device")
+    return device_words(node.device, node.device_name)
 
 
 def node_state(node: NodeStatus, glyphs: Glyphs) -> Text:
@@ -133,8 +177,8 @@ def node_state(node: NodeStatus, glyphs: Glyphs) -> Text:
     return state_text(node.state, glyphs, f"loading {node.loaded_fraction:.0%}")
 
 
-def memory_gauge(node: NodeStatus, glyphs: Glyphs) -> Text:
-    """How much of its limit a node uses, in eight cells; a node that uses anything shows at least one."""
+def memory_gauge(node: NodeStatus | DeviceStatus, glyphs: Glyphs) -> Text:
+    """How much of its limit a node or device uses, in eight cells; one that uses anything shows at least one."""
     fraction = node.memory_used_bytes / node.memory_limit_bytes if node.memory_limit_bytes else 0.0
     filled = min(_MEMORY_CELLS, round(fraction * _MEMORY_CELLS) or (fraction > 0))
     style = "red" if fraction > 1 else "yellow" if fraction > 0.98 else "green"
@@ -142,23 +186,30 @@ def memory_gauge(node: NodeStatus, glyphs: Glyphs) -> Text:
 
 
 def _segments(status: ClusterStatus, glyphs: Glyphs) -> list[Segment]:
-    """The nodes that hold layers, in pipeline order, each with its sign."""
-    held = sorted((n for n in status.nodes if _holds(n, status.layer_count)), key=lambda n: n.layers or (0, 0))
+    """What holds layers, nodes or their devices, in pipeline order, each with its sign."""
+    held = (part for node in status.nodes for part in _parts(node))
+    sound = sorted(part for part in held if 0 <= part[0][0] < part[0][1] <= status.layer_count)
     return [
         Segment(
-            node_id=node.id,
-            name=plain(node.name),
-            layers=node.layers or (0, 0),
-            loaded_fraction=node.loaded_fraction if node.state == "loading" else 1.0,
+            holder=holder,
+            name=plain(name),
+            layers=layers,
+            loaded_fraction=loaded_fraction,
             fill=glyphs.fill(place),
             style=node_colour(place),
         )
-        for place, node in enumerate(held)
+        for place, (layers, holder, name, loaded_fraction) in enumerate(sound)
     ]
 
 
-def _holds(node: NodeStatus, layer_count: int) -> bool:
-    return node.layers is not None and 0 <= node.layers[0] < node.layers[1] <= layer_count
+def _parts(node: NodeStatus) -> Iterator[tuple[tuple[int, int], str, str, float]]:
+    """(layers, holder, name, loaded fraction) of a node or, where it lends several, of each of its devices."""
+    loaded_fraction = node.loaded_fraction if node.state == "loading" else 1.0
+    if not several(node) and node.layers is not None:
+        yield node.layers, node.id, node.name, loaded_fraction
+    for device in several(node):
+        if device.layers is not None:
+            yield device.layers, _holder(node, device), f"{node.name} {device.device}", loaded_fraction
 
 
 def _layers(segments: Sequence[Segment], layer_count: int, glyphs: Glyphs, cells: int) -> RenderResult:

@@ -86,6 +86,8 @@ def _setting(invocation: typer.Context, key: str, parameter: Any) -> Setting:
     written, _ = parameter.consume_value(invocation, {})
     parameter.handle_parse_result(invocation, {}, [])
     value = invocation.params[parameter.name]
+    if parameter.multiple:
+        value = [part for parts in value for part in parts]
     if is_secret(key):
         value = written = "set" if value else "not set"
     source = source_of(invocation, parameter)
@@ -94,8 +96,10 @@ def _setting(invocation: typer.Context, key: str, parameter: Any) -> Setting:
 
 def _words(parameter: Any, written: Any) -> Any:
     """A default that is no value is described, as in --help."""
-    if written is None:
+    if written is None or written == []:
         return parameter.show_default if isinstance(parameter.show_default, str) else "none"
+    if parameter.multiple:
+        return ",".join(written)
     return _bool_word(written) if isinstance(written, bool) else written
 
 
@@ -157,4 +161,4 @@ def _toml_value(parameter: Any) -> str:
     if isinstance(default, int | float):
         return str(default)
     placeholder = f"<{parameter.metavar or 'TEXT'}>"
-    return json.dumps(str(default) if default is not None else placeholder, ensure_ascii=False)
+    return json.dumps(placeholder if default in (None, []) else str(default), ensure_ascii=False)

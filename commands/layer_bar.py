@@ -18,9 +18,9 @@ from commands.phrases import plural
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A node's part: `layers` is [start, end), drawn with `fill` in `style`; the unloaded rest is faint."""
+    """A node's or device's part: `layers` is [start, end), drawn with `fill` in `style`; the unloaded rest is faint."""
 
-    node_id: str
+    holder: str
     name: str
     layers: tuple[int, int]
     loaded_fraction: float

@@ -12,11 +12,11 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from commands.board import memory_gauge, node_state
+from commands.board import memory_gauge, node_state, several
 from commands.glyphs import Glyphs, glyphs_for
 from commands.phrases import layer_words, memory, round_trip
 from commands.terminal import plain
-from vramancer_cli.cluster.status import ClusterStatus, NodeStatus
+from vramancer_cli.cluster.status import ClusterStatus, DeviceStatus, NodeStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +45,21 @@ def _facts(node: NodeStatus, glyphs: Glyphs) -> Table:
     table.add_row("id", plain(node.id))
     table.add_row("address", Text(_address(node, glyphs)))
     table.add_row("system", Text(plain(node.os)))
-    table.add_row("device", Text(f"{plain(node.device)}  {plain(node.device_name)}"))
+    if not several(node):
+        table.add_row("device", Text(f"{plain(node.device)}  {plain(node.device_name)}"))
     table.add_row("memory", Text.assemble(memory_gauge(node, glyphs), used))
     table.add_row("layers", Text(layer_words(node.layers, node.layer_tokens, glyphs.dash)))
+    for device in several(node):
+        table.add_row(plain(device.device), _device_facts(device, glyphs))
     if node.why:
         table.add_row("why", Text(plain(node.why)))
     return table
+
+
+def _device_facts(device: DeviceStatus, glyphs: Glyphs) -> Text:
+    held = layer_words(device.layers, device.layer_tokens, glyphs.dash)
+    figures = f" {memory(device.memory_used_bytes, device.memory_limit_bytes)}  {plain(device.device_name)}\n"
+    return Text.assemble(memory_gauge(device, glyphs), figures, held)
 
 
 def _address(node: NodeStatus, glyphs: Glyphs) -> str:

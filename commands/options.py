@@ -11,7 +11,8 @@ import functools
 import inspect
 import platform
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar, get_type_hints
 
@@ -69,6 +70,15 @@ def _named(parser: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return parse
 
 
+def _each(parser: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
+    """For an option that may be given several times: in a variable or a file its values stand apart by commas."""
+
+    def parse(text: str) -> tuple[Any, ...]:
+        return tuple(parser(part) for part in text.split(","))
+
+    return functools.update_wrapper(parse, parser)
+
+
 def setting(flag: str, words: str, **more: Any) -> Any:
     """An option that the environment may set too: --node-port is VRM_NODE_PORT."""
     return option(flag, words, envvar="VRM_" + flag.removeprefix("--").replace("-", "_").upper(), **more)
@@ -109,12 +119,25 @@ class NodeFlags:
         setting("--name", "What people call this node.", metavar="NAME", unset="the machine's", parser=parse_node_name),
     ] = _this_machine()
     device: Annotated[
-        str, setting("--device", "auto, cuda:N, mps, xpu or cpu.", metavar="DEVICE", parser=parse_device)
-    ] = "auto"
+        list[Any],
+        setting(
+            "--device",
+            "auto (every GPU), cuda:N, mps, xpu or cpu; again for another.",
+            metavar="DEVICE",
+            unset="auto",
+            parser=_each(parse_device),
+        ),
+    ] = field(default_factory=list[Any])
     memory: Annotated[
-        int | None,
-        setting("--memory", "The most it may use: 6GiB.", metavar="SIZE", unset="what is free", parser=parse_size),
-    ] = None
+        list[Any],
+        setting(
+            "--memory",
+            "The most a device may use: 6GiB; again for the next device.",
+            metavar="SIZE",
+            unset="what is free",
+            parser=_each(parse_size),
+        ),
+    ] = field(default_factory=list[Any])
     dtype: Annotated[Dtype, setting("--dtype", "auto, float32, bfloat16 or float16.", metavar="TYPE")] = "auto"
     quantize: Annotated[
         Quantize,
@@ -198,8 +221,8 @@ def node_settings(
         node_port=flags.node_port,
         node_port_given=is_given(invocation, "node_port"),
         name=flags.name,
-        device=flags.device,
-        memory_bytes=flags.memory,
+        devices=tuple(chain.from_iterable(flags.device)) or ("auto",),
+        memory_bytes=tuple(chain.from_iterable(flags.memory)),
         dtype=flags.dtype,
         context_tokens=flags.context,
         state_folder=state_folder(flags.state_dir),
@@ -282,11 +305,17 @@ def _options_of(group: type[Any]) -> list[inspect.Parameter]:
         inspect.Parameter(
             field.name,
             inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty if field.default is MISSING else field.default,
+            default=_default_of(field),
             annotation=types[field.name],
         )
         for field in fields(group)
     ]
+
+
+def _default_of(field: Field[Any]) -> Any:
+    if field.default_factory is not MISSING:
+        return field.default_factory()
+    return inspect.Parameter.empty if field.default is MISSING else field.default
 
 
 def _by_name(parameter: inspect.Parameter) -> inspect.Parameter:

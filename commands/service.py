@@ -209,6 +209,8 @@ def _written(context: typer.Context, parameter: Any, typed: Any) -> list[str]:
         return [flag]
     if parameter.name == "model":
         return [flag, _model(typed)]
+    if parameter.multiple:
+        return [word for value in typed for word in (flag, value)]
     is_path = parameter.name == "config" or isinstance(context.params[parameter.name], Path)
     return [flag, str(options.state_folder(Path(typed))) if is_path else typed]
 

@@ -37,7 +37,8 @@ def key_of(parameter: Any) -> str:
 
 def by_parameter(values: Mapping[str, str], parameters: Iterable[Any]) -> dict[str, Any]:
     """What a file says, as click's `default_map`. Only for settings: `chat --model` is none, and `model` not meant."""
-    return {p.name: values[key_of(p)] for p in parameters if p.envvar and key_of(p) in values}
+    told = {p: values[key_of(p)] for p in parameters if p.envvar and key_of(p) in values}
+    return {p.name: [text] if p.multiple else text for p, text in told.items()}
 
 
 def source_of(invocation: typer.Context, parameter: Any) -> str:

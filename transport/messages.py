@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar, Final, Literal
 import msgspec
 
 from transport.types import (
+    MAX_DEVICES,
     Address,
     DeviceFacts,
     LayerRange,
@@ -102,7 +103,10 @@ class ModelRef(msgspec.Struct, frozen=True):
 
 
 class StagePlan(msgspec.Struct, frozen=True):
-    """A shard's place: `layers` on `node`, and the bytes that it may allocate there."""
+    """A shard's place: `layers` on a device of `node`, and the bytes that it may allocate there.
+
+    `position`: which of the node's devices it is, counted as in its NodeFacts.
+    """
 
     node: NodeId
     device: DeviceFacts
@@ -110,6 +114,7 @@ class StagePlan(msgspec.Struct, frozen=True):
     weights_bytes: Natural
     kv_bytes: Natural
     workspace_bytes: Natural
+    position: Natural = 0
 
     @property
     def total_bytes(self) -> int:
@@ -126,7 +131,8 @@ class WindowGroup(msgspec.Struct, frozen=True, array_like=True):
 class Plan(msgspec.Struct, frozen=True):
     """Who holds which layers. Stages are in pipeline order and cover all layers exactly once, none empty.
 
-    `ends` is the node with embedding, final norm, output head and sampler (`ends_bytes` there, beside its stage).
+    Each is on a device of its own; those of one node follow each other. `ends` is the node with embedding, final norm,
+    output head and sampler (`ends_bytes` on its first device, beside the stage there).
     `block_count` blocks of `block_tokens` tokens exist in cache group 0 on every stage; each of `windows` is a group
     more, for layers that look back no further; and `state_slots` recurrent states of one sequence each are the last
     group: 0 for a model without, whose steps do not name that group. A stage's `kv_bytes` pay for all of them.
@@ -149,13 +155,45 @@ class Plan(msgspec.Struct, frozen=True):
     quantize: WeightFormat = "none"
     windows: tuple[WindowGroup, ...] = ()
 
+    def firsts(self) -> dict[NodeId, int]:
+        """The first stage of each node that holds any, in pipeline order."""
+        found: dict[NodeId, int] = {}
+        for index, stage in enumerate(self.stages):
+            found.setdefault(stage.node, index)
+        return found
 
-class NodeLoad(msgspec.Struct, frozen=True):
-    """A node's own figures, sent in every Pong. `layer_tokens` counts executed (layer, token) pairs since start."""
+    def run(self, first: int) -> range:
+        """The stages from `first` on that are on one node."""
+        end = first
+        while end < len(self.stages) and self.stages[end].node == self.stages[first].node:
+            end += 1
+        return range(first, end)
+
+    def run_layers(self, first: int) -> LayerRange:
+        """The layers of these stages together."""
+        return LayerRange(self.stages[first].layers.start, self.stages[self.run(first)[-1]].layers.end)
+
+
+class DeviceLoad(msgspec.Struct, frozen=True):
+    """A device's own figures. `layer_tokens` counts executed (layer, token) pairs since start."""
 
     memory_used_bytes: Natural
     layer_tokens: Natural
+
+
+class NodeLoad(msgspec.Struct, frozen=True):
+    """A node's own figures, sent in every Pong; those of its devices counted as in its NodeFacts."""
+
+    devices: Annotated[tuple[DeviceLoad, ...], msgspec.Meta(max_length=MAX_DEVICES)]
     steps: Natural
+
+    @property
+    def memory_used_bytes(self) -> int:
+        return sum(device.memory_used_bytes for device in self.devices)
+
+    @property
+    def layer_tokens(self) -> int:
+        return sum(device.layer_tokens for device in self.devices)
 
 
 # --- messages -----------------------------------------------------------------------------------------------
@@ -225,7 +263,8 @@ class Pong(Message, frozen=True):
 
 
 class Assign(Message, frozen=True):
-    """Head to worker: load stage `stage` of `plan`, then dial data links to the next stage (the last: to the head).
+    """Head to worker: load stage `stage` of `plan` and those behind it on the same node, then dial a data link to the
+    next node (the last one: to the head).
 
     `addresses` has every node of the plan, best address first.
     """
@@ -237,6 +276,8 @@ class Assign(Message, frozen=True):
 
 
 class LoadProgress(Message, frozen=True):
+    """Of all that the worker loads for the plan."""
+
     type_id: ClassVar[int] = 9
     epoch: Natural
     loaded_bytes: Natural
@@ -244,7 +285,9 @@ class LoadProgress(Message, frozen=True):
 
 
 class StageReady(Message, frozen=True):
-    """Loaded. `direct`: the data link to the next stage stands; else it goes to the head, which relays."""
+    """All of the worker's stages are loaded, which hold so much together. `direct`: the data link to the next node
+    stands; else it goes to the head, which relays.
+    """
 
     type_id: ClassVar[int] = 10
     epoch: Natural
@@ -254,13 +297,17 @@ class StageReady(Message, frozen=True):
 
 
 class AssignRefused(Message, frozen=True):
-    """The worker cannot hold it: the head plans again with `present_bytes` as this node's limit."""
+    """The worker cannot hold it: the head plans again with `present_bytes` as the limit of the device that refused.
+
+    `position`: which of the node's devices that is.
+    """
 
     type_id: ClassVar[int] = 11
     epoch: Natural
     needed_bytes: Natural
     present_bytes: Natural
     reason: str
+    position: Natural = 0
 
 
 class Release(Message, frozen=True):

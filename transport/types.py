@@ -68,7 +68,20 @@ class DeviceFacts(msgspec.Struct, frozen=True):
     free_bytes: Natural
 
     def __str__(self) -> str:
-        return "cpu" if self.kind == "cpu" else f"{self.kind}:{self.index}"
+        return "cpu" if self.kind == "cpu" and not self.index else f"{self.kind}:{self.index}"
+
+
+MAX_DEVICES: Final = 16
+"""As many devices of one node may be in a plan."""
+
+
+class OfferedDevice(msgspec.Struct, frozen=True):
+    """A device that a node lends. `limit_bytes`: all that the node will ever allocate on it for weights, KV and
+    workspace (its `--memory`).
+    """
+
+    facts: DeviceFacts
+    limit_bytes: Natural
 
 
 class Versions(msgspec.Struct, frozen=True):
@@ -82,17 +95,20 @@ class Versions(msgspec.Struct, frozen=True):
 class NodeFacts(msgspec.Struct, frozen=True):
     """What a node says of itself when it joins.
 
-    `limit_bytes` is all that the node will ever allocate for weights, KV and workspace (its `--memory`).
+    Its `devices` are all different, in the node's own order: the first one of the head holds the model's ends.
     `addresses` are where its node port answers, best first; untrusted until dialled.
     """
 
     node_id: NodeId
     name: str
     os: str
-    device: DeviceFacts
-    limit_bytes: Natural
+    devices: Annotated[tuple[OfferedDevice, ...], msgspec.Meta(min_length=1, max_length=MAX_DEVICES)]
     addresses: tuple[Address, ...]
     versions: Versions
+
+    @property
+    def limit_bytes(self) -> int:
+        return sum(device.limit_bytes for device in self.devices)
 
 
 class TensorSpec(msgspec.Struct, frozen=True, array_like=True):

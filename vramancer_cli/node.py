@@ -26,8 +26,8 @@ from transport.errors import PortBusyError, TransportError
 from transport.identity import ClusterAuthority, Credentials
 from transport.messages import PROTOCOL_MAJOR, PROTOCOL_MINOR, Hello, ModelRef
 from transport.pairing import CLUSTER_PREFIX_DIGITS, PairingDesk
-from transport.types import Address, NodeFacts, NodeId, Peer, Versions
-from vramancer_cli.engine.torch_engine import TorchEngine
+from transport.types import Address, NodeFacts, NodeId, OfferedDevice, Peer, Versions
+from vramancer_cli.engine.torch_engine import open_engines
 from vramancer_cli.errors import UsageError
 from vramancer_cli.models import catalog
 from vramancer_cli.models.facts import ModelFacts
@@ -45,6 +45,7 @@ from vramancer_cli.runtime.device_thread import DeviceThread
 from vramancer_cli.runtime.generation import Generation
 from vramancer_cli.runtime.head_finder import HeadFinder
 from vramancer_cli.runtime.hub import Progress
+from vramancer_cli.runtime.local_devices import LocalDevice
 from vramancer_cli.runtime.registrar import Registrar
 from vramancer_cli.runtime.registry import Registry
 from vramancer_cli.runtime.renewal import Renewal
@@ -126,8 +127,8 @@ async def _head(settings: NodeSettings, on_ready: OnReady, on_download: Progress
     registrar = Registrar(folder, authority, events=events)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(events.close)
-        engine, device = await _engine(stack, settings)
-        chosen = await _choose_model(settings, engine, device, on_download)
+        devices = await _devices(stack, settings)
+        chosen = await _choose_model(settings, devices[0], on_download)
         inbox = _Inbox()
         entrance = _Entrance(desk, authority, registrar)
         source = _weight_source(stack, settings, chosen, inbox)
@@ -142,7 +143,7 @@ async def _head(settings: NodeSettings, on_ready: OnReady, on_download: Progress
             draft=settings.draft,
         )
         coordinator = inbox.coordinator = Coordinator(
-            facts=_facts(settings, credentials, engine, endpoint.port),
+            facts=_facts(settings, credentials, devices, endpoint.port),
             cluster=credentials.cluster,
             model=chosen.facts,
             settings=PlanSettings(
@@ -151,8 +152,7 @@ async def _head(settings: NodeSettings, on_ready: OnReady, on_download: Progress
                 quantize=weight_format(settings.quantize, chosen.facts.is_stored_packed),
             ),
             folder=chosen.folder,
-            engine=engine,
-            device=device,
+            devices=devices,
             generation=generation,
             share_status=lambda: admin.share(),
             registrar=registrar,
@@ -211,10 +211,9 @@ def _weight_source(
     return source
 
 
-async def _choose_model(
-    settings: NodeSettings, engine: TorchEngine, device: DeviceThread, on_download: Progress
-) -> _Chosen:
-    model = await _as_folder(settings, engine, device)
+async def _choose_model(settings: NodeSettings, first: LocalDevice, on_download: Progress) -> _Chosen:
+    engine, device = first.engine, first.executor
+    model = await _as_folder(settings, first)
     source, location, folder = await store.locate_choice(model, _shelf(settings), on_download)
     name = folder.name if source == "folder" else location
     ref = ModelRef(name, source, location, await device.run(lambda: engine.digest(folder)))
@@ -226,12 +225,12 @@ async def _choose_model(
     return _Chosen(folder, facts, files, min(asked_tokens, facts.context_tokens))
 
 
-async def _as_folder(settings: NodeSettings, engine: TorchEngine, device: DeviceThread) -> str | None:
+async def _as_folder(settings: NodeSettings, first: LocalDevice) -> str | None:
     """`--model`; of a GGUF file, the folder that is made of it."""
     if settings.model is None or not catalog.names_gguf(settings.model):
         return settings.model
     file, shelf = Path(settings.model), (settings.cache_folder or settings.state_folder) / "gguf"
-    folder: Path = await device.run(lambda: engine.unfold(file, shelf))
+    folder: Path = await first.executor.run(lambda: first.engine.unfold(file, shelf))
     return str(folder)
 
 
@@ -286,15 +285,15 @@ async def _worker(settings: NodeSettings, on_ready: OnReady) -> None:
     events = SecurityLog(folder.path)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(events.close)
-        engine, device = await _engine(stack, settings)
+        devices = await _devices(stack, settings)
 
         async def dial_bulk(addresses: Sequence[Address], node: NodeId) -> TlsBulkLink:
             return await endpoint.dial_bulk(addresses, node)
 
         shelf = _shelf(settings)
-        checkpoints = FetchedCheckpoints(engine, device, shelf, dial_bulk) if shelf else OwnCheckpoints()
-        facts = partial(_facts, settings, credentials, engine)
-        worker = Worker(lambda: facts(endpoint.port), engine, device, checkpoints)
+        checkpoints = FetchedCheckpoints(devices[0], shelf, dial_bulk) if shelf else OwnCheckpoints()
+        facts = partial(_facts, settings, credentials, devices)
+        worker = Worker(lambda: facts(endpoint.port), devices, checkpoints)
         endpoint = await _endpoint(stack, settings, credentials, _nobody_dials_a_worker, worker)
         api = await _api(stack, settings, Registry(), WorkerAdmin(worker, credentials.cluster), events)
         events.note(Kind.NODE_PORT_OPENED, listens=_places(endpoint), open_to="nodes")
@@ -313,12 +312,16 @@ async def _nobody_dials_a_worker(link: ControlLink) -> None:
 # --- parts of both --------------------------------------------------------------------------------------------------
 
 
-async def _engine(stack: contextlib.AsyncExitStack, settings: NodeSettings) -> tuple[TorchEngine, DeviceThread]:
-    """The engine, made on the thread that will run it: its first import of torch takes seconds."""
-    device = DeviceThread(settings.device)
-    stack.callback(device.close)
-    engine = await device.run(lambda: TorchEngine(settings.device, settings.memory_bytes))
-    return engine, device
+async def _devices(stack: contextlib.AsyncExitStack, settings: NodeSettings) -> tuple[LocalDevice, ...]:
+    """What this node lends, each with a thread of its own; off the loop, for drivers take their time to start."""
+    engines = await asyncio.to_thread(open_engines, settings.devices, settings.memory_bytes)
+    return tuple(LocalDevice(engine, _thread(stack, str(engine.device_facts()))) for engine in engines)
+
+
+def _thread(stack: contextlib.AsyncExitStack, name: str) -> DeviceThread:
+    thread = DeviceThread(name)
+    stack.callback(thread.close)
+    return thread
 
 
 async def _endpoint(
@@ -394,13 +397,12 @@ def _write_run_file(stack: contextlib.AsyncExitStack, settings: NodeSettings, ap
     stack.callback(run_file.clear, settings.state_folder, record)
 
 
-def _facts(settings: NodeSettings, credentials: Credentials, engine: TorchEngine, port: int) -> NodeFacts:
+def _facts(settings: NodeSettings, credentials: Credentials, devices: Sequence[LocalDevice], port: int) -> NodeFacts:
     return NodeFacts(
         node_id=credentials.node_id,
         name=settings.name,
         os=f"{platform.system()} {platform.release()}",
-        device=engine.device_facts(),
-        limit_bytes=engine.limit_bytes,
+        devices=tuple(OfferedDevice(d.engine.device_facts(), d.engine.limit_bytes) for d in devices),
         addresses=local_addresses(port),
         versions=_versions(),
     )

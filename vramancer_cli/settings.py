@@ -35,7 +35,7 @@ _UNIT_BYTES: Final = {
     "t": 2**40, "tib": 2**40, "tb": 10**12,
 }  # fmt: skip
 _SIZE: Final = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)\s*([a-z]*)", re.ASCII)
-_DEVICE: Final = re.compile(r"auto|cpu|mps|(?:cuda|rocm|xpu)(?::\d{1,3})?", re.ASCII)
+_DEVICE: Final = re.compile(r"auto|mps|(?:cpu|cuda|rocm|xpu)(?::\d{1,3})?", re.ASCII)
 _HOST: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?", re.ASCII)
 _IPV6: Final = re.compile(r"[0-9A-Fa-f:.]{2,45}(?:%[A-Za-z0-9._-]{1,32})?", re.ASCII)
 
@@ -45,9 +45,9 @@ class NodeSettings:
     """All that `node.run` needs to know.
 
     `model` None is the built-in one. `port` is the API's, `node_port` the other nodes'; 0 takes a free one, and
-    `*_given` says whether a person chose it (then a busy port is an error). `memory_bytes` None: what the device
-    has free. `context_tokens` None: chosen from the model. `head`: HOST[:PORT] as typed after `join`, or None.
-    `draft`: how many tokens of an answer are guessed ahead; 0 none, None as many as pay.
+    `*_given` says whether a person chose it (then a busy port is an error). `memory_bytes`: of each of the devices, or
+    one for all alike; empty: what they have free. `context_tokens` None: chosen from the model. `head`: HOST[:PORT] as
+    typed after `join`, or None. `draft`: how many tokens of an answer are guessed ahead; 0 none, None as many as pay.
     Then four are the API's (see serving.settings): `cors_origin` origins apart by commas, `rate_limit` a minute.
     """
 
@@ -59,8 +59,8 @@ class NodeSettings:
     node_port: int
     node_port_given: bool
     name: str
-    device: str
-    memory_bytes: int | None
+    devices: tuple[str, ...]
+    memory_bytes: tuple[int, ...]
     dtype: Dtype
     context_tokens: int | None
     state_folder: Path
@@ -122,7 +122,7 @@ def _split_address(text: str) -> tuple[str, str | None]:
 
 
 def parse_device(text: str) -> str:
-    """A device name in lower case: auto, cpu, mps, cuda[:N], rocm[:N] or xpu[:N]. Raises UsageError."""
+    """A device name in lower case: auto, cpu[:N], mps, cuda[:N], rocm[:N] or xpu[:N]. Raises UsageError."""
     device = text.strip().lower()
     if not _DEVICE.fullmatch(device):
         raise UsageError(f"'{text}' is not a device.", hint="Use auto, cpu, mps, cuda:0 or xpu:0.")

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from commands.board import Board
+from commands.node_details import NodeDetails
 from tests.helpers.boards import ATTIC, CLUSTER, DESK, GIB, KITCHEN, SPARE, drawn
-from vramancer_cli.cluster.status import ClusterStatus, NodeStatus
+from vramancer_cli.cluster.status import ClusterStatus, DeviceStatus, NodeStatus
 
 ESCAPE = "\x1b"
 BAR = re.compile(r"^ ([█▒▓░]{20,}) *$")
@@ -168,3 +169,25 @@ def test_any_cluster_fits_any_width(status: ClusterStatus, width: int, colour: b
 def test_sizes_share_the_limits_unit() -> None:
     small = replace(DESK, memory_used_bytes=300 * 2**20, memory_limit_bytes=2 * GIB)
     assert any("0.3/2.0 GiB" in line for line in drawn(Board(replace(CLUSTER, nodes=(small,))), 80))
+
+
+def test_a_node_of_two_devices_shows_each() -> None:
+    first = DeviceStatus("cuda:0", "NVIDIA GeForce RTX 3090", 20 * GIB, 24 * GIB, (0, 30), 300)
+    second = replace(first, device="cuda:1", device_name="NVIDIA TITAN V", memory_limit_bytes=12 * GIB, layers=(30, 40))
+    spare = replace(second, device="cpu", device_name="a processor", memory_used_bytes=0, layers=None)
+    desk = replace(DESK, device="cuda:0 + cuda:1 + cpu", device_name="a + b + c", devices=(first, second, spare))
+    lines = drawn(Board(replace(CLUSTER, nodes=(desk, KITCHEN))), 80)
+    text = "\n".join(lines)
+    assert max(cell_len(line) for line in lines) <= 80
+    for fact in ("3 devices", "TITAN V", "20/24 GiB", "20/12 GiB", "desk cuda:0", "desk cuda:1", "30–39 (10 layers)"):
+        assert fact in text
+    assert re.fullmatch("█+▒+▓+░+", bar_of(lines))
+    details = "\n".join(drawn(NodeDetails(replace(CLUSTER, nodes=(desk,))), 80))
+    for fact in ("cuda:1", "TITAN V", "30–39 (10 layers), 300 layer-tokens computed", "none, 300 layer-tokens"):
+        assert fact in details
+
+
+def test_the_prefix_cache_is_shown_once_something_was_asked() -> None:
+    assert "prefix cache" not in "\n".join(drawn(Board(CLUSTER), 80))
+    used = replace(CLUSTER, prefix_found_tokens=30, prefix_asked_tokens=120)
+    assert "prefix cache 25% (30 of 120 tokens)" in "\n".join(drawn(Board(used), 80))

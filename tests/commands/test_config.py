@@ -63,13 +63,13 @@ def test_each_value_and_where_it_comes_from(write: Write, verb_of: InProcess, mo
 
 
 def test_json_has_the_values_as_the_program_sees_them(write: Write, verb_of: InProcess) -> None:
-    path = write('port = 7000\nmemory = "6GiB"\ndevice = "CUDA:1"\nlog-json = false\n')
+    path = write('port = 7000\nmemory = "6GiB"\ndevice = "CUDA:1,cpu"\nlog-json = false\n')
     shown = json.loads(verb_of("config", "--json").out)
     assert shown["file"] == str(path)
     settings = shown["settings"]
     assert settings["port"] == {"value": 7000, "source": str(path)}
-    assert settings["memory"]["value"] == 6 * 2**30
-    assert settings["device"]["value"] == "cuda:1"
+    assert settings["memory"]["value"] == [6 * 2**30]
+    assert settings["device"]["value"] == ["cuda:1", "cpu"]
     assert settings["log-json"] == {"value": False, "source": str(path)}
     assert settings["node-port"] == {"value": 5001, "source": "default"}
     assert settings["model"] == {"value": None, "source": "default"}
@@ -167,7 +167,7 @@ def test_the_example_is_a_file_of_every_setting_at_its_default(write: Write, ver
     assert list(given) == list(settings)
     real = {key: value for key, value in given.items() if not str(value).startswith("<")}
     assert real == {key: setting["value"] for key, setting in settings.items() if key in real}
-    assert {"host", "port", "node-port", "name", "device", "dtype", "state-dir", "log-json"} <= real.keys()
+    assert {"host", "port", "node-port", "name", "dtype", "state-dir", "log-json"} <= real.keys()
 
 
 def test_the_example_can_be_used_as_it_is(write: Write, verb_of: InProcess) -> None:

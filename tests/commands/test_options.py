@@ -80,7 +80,7 @@ def test_a_file_says_what_flags_say(tmp_path: Path) -> None:
         "dtype": "float16", "context": "4096", "state-dir": str(tmp_path), "api-token": "secret",
     }  # fmt: skip
     flags = read(*(f"--{key}={value}" for key, value in said.items()), "--log-json")
-    assert flags.memory_bytes == 6 * 2**30
+    assert flags.memory_bytes == (6 * 2**30,)
     lines = [f"{key.replace('-', '_')} = '{value}'" for key, value in said.items()]
     assert read(VRM_CONFIG=config_file(tmp_path, "\n".join([*lines, "log-json = true"]))) == flags
     assert flags != read("--state-dir", str(tmp_path))
@@ -149,7 +149,7 @@ def test_every_option_reaches_the_settings(tmp_path: Path) -> None:
     )  # fmt: skip
     assert settings == NodeSettings(
         role="worker", model=None, host="0.0.0.0", port=5000, port_given=False, node_port=0, node_port_given=True,
-        name="attic", device="cuda:1", memory_bytes=6 * 2**30, dtype="float16", context_tokens=4096,
+        name="attic", devices=("cuda:1",), memory_bytes=(6 * 2**30,), dtype="float16", context_tokens=4096,
         state_folder=tmp_path, api_token="secret", log_json=True, head=None,
         rate_limit=30, cors_origin="https://a.example", allow_lan_http=True, production=False, quantize="int4",
         prefix_cache=False, draft=0,
@@ -240,3 +240,13 @@ def test_join_has_every_option_of_start_but_master_and_model() -> None:
     start, join = ({p.opts[0] for p in commands()[verb].params} for verb in ("start", "join"))
     assert start - join == {"--master", "--model"}
     assert join - start == {"head", "--auto-discover", "--code", "--token", "--token-file"}
+
+
+def test_several_devices_each_with_its_memory() -> None:
+    both = ["--device", "cuda:0", "--device", "cpu", "--memory", "20GiB", "--memory", "6GiB"]
+    settings = read(*both)
+    assert settings.devices == ("cuda:0", "cpu")
+    assert settings.memory_bytes == (20 * 2**30, 6 * 2**30)
+    assert read(VRM_DEVICE="cuda:0,cpu", VRM_MEMORY="20GiB,6GiB").memory_bytes == settings.memory_bytes
+    assert read().devices == ("auto",)
+    assert read().memory_bytes == ()

@@ -68,8 +68,9 @@ def test_the_help_of_every_part_has_examples_and_fits_80_columns(part: str, verb
 
 def test_it_runs_the_program_again_with_the_flags_given(verb: InProcess) -> None:
     assert planned(verb(*dry())) == OWN
-    flags = ["--master", "--port", "8000", "--memory=6GiB", "--name", "my $x", "--detach"]
-    assert planned(verb(*dry(*flags))) == [*OWN, "--master", "--port", "8000", "--name", "my $x", "--memory", "6GiB"]
+    flags = ["--master", "--port", "8000", "--memory=6GiB", "--name", "my $x", "--detach", "--memory", "4GiB"]
+    given = ["--port", "8000", "--name", "my $x", "--memory", "6GiB", "--memory", "4GiB"]
+    assert planned(verb(*dry(*flags))) == [*OWN, "--master", *given]
 
 
 def test_the_one_file_program_is_run_by_its_own_path(verb: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -153,19 +153,31 @@ def _read(rows: list[int], readout: Readout) -> RowOutput:
 class ArithmeticEngine:
     """`present_bytes`: what the machine really has, when less than the limit that it promised.
 
-    `loads_badly` is raised by every load; `own_digest` is that of the checkpoint on this machine.
+    `index` tells the devices of one node apart. `loads_badly` is raised by every load; `own_digest` is that of the
+    checkpoint on this machine.
     """
 
-    def __init__(self, limit_bytes: int, present_bytes: int | None = None) -> None:
+    def __init__(self, limit_bytes: int, present_bytes: int | None = None, index: int = 0) -> None:
+        self.index = index
         self.limit_bytes = limit_bytes
         self.present_bytes = limit_bytes if present_bytes is None else present_bytes
         self.loads_badly: Exception | None = None
         self.own_digest = REF.digest
         self.used_bytes = 0
         self.layer_tokens = 0
+        self.handed_over = 0
 
     def device_facts(self) -> DeviceFacts:
-        return DeviceFacts("cpu", 0, "arithmetic", self.limit_bytes, self.limit_bytes)
+        return DeviceFacts("cpu", self.index, "arithmetic", self.limit_bytes, self.limit_bytes)
+
+    @property
+    def device(self) -> str:
+        return f"device {self.index}"
+
+    def hand_over(self, hidden: list[int], device: str) -> list[int]:
+        assert device != self.device
+        self.handed_over += 1
+        return list(hidden)
 
     def digest(self, folder: Path) -> str:
         return self.own_digest

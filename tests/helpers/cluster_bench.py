@@ -21,13 +21,13 @@ MOST_ROUNDS = 50
 
 @dataclass(slots=True)
 class Worker:
-    """`present_bytes`: what the machine really has, whatever it said when it joined.
+    """`present`: the bytes that each of its devices really has, whatever it said when it joined.
 
     `overhead_bytes`: what it needs beyond the planner's count.
     """
 
     facts: NodeFacts
-    present_bytes: int
+    present: tuple[int, ...]
     overhead_bytes: int = 0
     loading: Plan | None = None
     held: Plan | None = None
@@ -48,13 +48,13 @@ class ClusterBench:
     def choose(self, facts: ModelFacts, settings: PlanSettings) -> None:
         self.note(events.ModelChosen(facts, settings))
 
-    def join(self, facts: NodeFacts, present_bytes: int | None = None, overhead_bytes: int = 0) -> None:
-        present_bytes = facts.limit_bytes if present_bytes is None else present_bytes
-        self.workers[facts.node_id] = Worker(facts, present_bytes, overhead_bytes)
+    def join(self, facts: NodeFacts, *present: int, overhead_bytes: int = 0) -> None:
+        present = present or tuple(device.limit_bytes for device in facts.devices)
+        self.workers[facts.node_id] = Worker(facts, present, overhead_bytes)
         self.note(events.NodeJoined(facts, self.now, is_head=facts.node_id == HEAD))
 
     def join_number(self, number: int, limit_bytes: int, present_bytes: int | None = None) -> None:
-        self.join(node_facts(number, limit_bytes), present_bytes)
+        self.join(node_facts(number, limit_bytes), *(() if present_bytes is None else (present_bytes,)))
 
     def lose(self, number: int, reason: str = "unplugged") -> None:
         self.workers.pop(node_id(number), None)
@@ -73,12 +73,15 @@ class ClusterBench:
         plan, worker.loading = worker.loading, None
         if plan is None:
             return False
-        needed_bytes = held_bytes(plan)[node] + worker.overhead_bytes
-        if needed_bytes > worker.present_bytes:
-            self.note(events.StageRefused(node, plan.epoch, needed_bytes, worker.present_bytes, "not enough memory"))
-        else:
-            worker.held = plan
-            self.note(events.StageBecameReady(node, plan.epoch, direct=True))
+        planned = held_bytes(plan)
+        for position, present_bytes in enumerate(worker.present):
+            needed_bytes = planned.get((node, position), 0) + worker.overhead_bytes
+            if (node, position) in planned and needed_bytes > present_bytes:
+                refused = (plan.epoch, needed_bytes, present_bytes, "not enough memory", position)
+                self.note(events.StageRefused(node, *refused))
+                return True
+        worker.held = plan
+        self.note(events.StageBecameReady(node, plan.epoch, direct=True))
         return True
 
     # --- what the coordinator does ------------------------------------------------------------------------------
@@ -125,10 +128,12 @@ class ClusterBench:
 
     def _make_plan(self, action: reconcile.MakePlan) -> None:
         assert action.epoch > self.state.epoch
-        assert {(n.node, n.limit_bytes) for n in action.nodes} == considering(self.state)
+        planned_with = {device.place: device.limit_bytes for device in action.devices}
+        considered = considering(self.state)
+        assert planned_with == {(node, i): limit for node, limits in considered for i, limit in enumerate(limits)}
         assert self.state.model is not None and self.state.settings is not None
         try:
-            plan = place(self.state.model, action.nodes, HEAD, self.state.settings, action.epoch)
+            plan = place(self.state.model, action.devices, HEAD, self.state.settings, action.epoch)
         except DoesNotFitError as error:
             self.note(events.PlanFailed(str(error), error.missing_bytes, self.now))
         else:

@@ -19,7 +19,8 @@ def _validate_nodes(state: State) -> None:
     assert sum(record.is_head for record in state.nodes.values()) <= 1, "two heads"
     for node, record in state.nodes.items():
         assert record.facts.node_id == node
-        assert 0 <= record.limit_bytes <= max(0, record.facts.limit_bytes)
+        own = [max(0, device.limit_bytes) for device in record.facts.devices]
+        assert all(0 <= limit <= most for limit, most in zip(record.limits, own, strict=True))
         assert record.last_heard >= record.joined_at
         assert record.alive or (record.stage is None and not record.is_head), "a lost node holds something"
         assert record.stage is None or 0 < record.stage.epoch <= state.epoch
@@ -36,5 +37,5 @@ def _validate_plan(state: State) -> None:
     assert state.failure is None, "a plan and a failure"
     if state.broken is None:
         assert plan.model == state.model.ref
-        assert all(node in candidates(state) for node in held_bytes(plan)), "a plan with a node that is gone"
+        assert all(node in candidates(state) for node, _ in held_bytes(plan)), "a plan with a node that is gone"
         assert state.considered is not None

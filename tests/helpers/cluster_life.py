@@ -11,7 +11,7 @@ from typing import Any
 from tests.helpers.arithmetic_engine import answer, facts
 from tests.helpers.simulated_cluster import SETTINGS, SimulatedCluster, node_id
 from vramancer_cli.errors import DoesNotFitError, NodeLostError, NotReadyError, QueueFullError
-from vramancer_cli.planning.facts import NodeCapacity
+from vramancer_cli.planning.facts import DeviceCapacity
 from vramancer_cli.planning.placement import place
 
 LIFE_S = 60.0
@@ -212,7 +212,7 @@ class ClusterLife:
         device = self.cluster.engine.device_facts()
         present = {0: self.cluster.engine.present_bytes}
         present |= {number: worker.engine.present_bytes for number, worker in self.cluster.workers.items()}
-        nodes = [NodeCapacity(node_id(number), "", device, count) for number, count in present.items()]
+        nodes = [DeviceCapacity(node_id(number), "", device, count) for number, count in present.items()]
         try:
             place(facts(self.cluster.layers), nodes, node_id(0), SETTINGS, 1)
         except DoesNotFitError:

@@ -14,10 +14,12 @@ from transport.inproc import InprocNetwork
 from transport.messages import Assign, Message, Plan, StageReady
 from transport.types import Address, NodeId, TensorSpec
 from vramancer_cli.models.sampling import Sampling
-from vramancer_cli.planning.facts import NodeCapacity
+from vramancer_cli.planning.facts import DeviceCapacity
 from vramancer_cli.planning.placement import place
 from vramancer_cli.runtime.contracts import DeviceExecutor
+from vramancer_cli.runtime.local_devices import LocalDevice
 from vramancer_cli.runtime.pipeline import Pipeline
+from vramancer_cli.runtime.stage_load import HeldStage
 from vramancer_cli.runtime.worker_stage import WorkerStage
 from vramancer_cli.scheduling.scheduler import Scheduler
 
@@ -34,7 +36,7 @@ def address(number: int) -> Address:
 def make_plan(limits_bytes: Sequence[int], epoch: int = 1) -> Plan:
     """The arithmetic model over nodes 0, 1, ... with these limits."""
     device = ArithmeticEngine(0).device_facts()
-    nodes = [NodeCapacity(node_id(n), f"node-{n}", device, limit) for n, limit in enumerate(limits_bytes)]
+    nodes = [DeviceCapacity(node_id(n), f"node-{n}", device, limit) for n, limit in enumerate(limits_bytes)]
     return place(facts(), nodes, HEAD, SETTINGS, epoch)
 
 
@@ -109,13 +111,15 @@ class PipelineBench:
             before = self.plan.stages[index - 1].node if index else HEAD
             if stage.node != HEAD and (before == HEAD or not self.ready[before].direct):
                 self.senders[stage.node] = await head.dial_data([Address(stage.node, 1)], stage.node, lambda *_: None)
+        device = LocalDevice(self.engine, self._device or LoopDevice(0.01))
+        indices = () if local is None else (local,)
+        stages = [HeldStage(i, device, self.engine.load_stage(folder, self.plan, i, no_progress)) for i in indices]
         self.pipeline = Pipeline(
             self.plan,
             head=HEAD,
-            engine=self.engine,
-            device=self._device or LoopDevice(0.01),
+            devices=(device,),
             ends=self.engine.load_ends(folder, self.plan, no_progress),
-            stage=None if local is None else self.engine.load_stage(folder, self.plan, local, no_progress),
+            stages=stages,
             senders=self.senders,
             on_failed=lambda node, error: self.failed.append((node, error)),
         )
@@ -152,7 +156,7 @@ class PipelineBench:
         pass
 
     def _make_worker(self, number: int) -> None:
-        stage = WorkerStage(ArithmeticEngine(WHOLE), LoopDevice(0.01), self.reports.append)
+        stage = WorkerStage([LocalDevice(ArithmeticEngine(WHOLE), LoopDevice(0.01))], self.reports.append)
         self.stages[node_id(number)] = stage
         self.network(number, stage)
 

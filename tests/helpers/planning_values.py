@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 from hypothesis import strategies as st
 
-from transport.messages import ModelRef
-from transport.types import Address, DeviceFacts, DeviceKind, NodeFacts, NodeId, Versions
+from transport.messages import DeviceLoad, ModelRef, NodeLoad
+from transport.types import Address, DeviceFacts, DeviceKind, NodeFacts, NodeId, OfferedDevice, Versions
 from vramancer_cli.models.facts import ModelFacts, WindowElements
 from vramancer_cli.models.quantisation import Quantisable
-from vramancer_cli.planning.facts import NodeCapacity, PlanSettings
+from vramancer_cli.planning.facts import DeviceCapacity, PlanSettings
 
 MIB = 1 << 20
 VERSIONS = Versions("0.1.0", "2.13.0", "5.23.0")
@@ -52,17 +54,25 @@ def model_facts(
     )
 
 
-def device(kind: DeviceKind = "cpu") -> DeviceFacts:
-    return DeviceFacts(kind, 0, f"a {kind}", 8 << 30, 4 << 30)
+def device(kind: DeviceKind = "cpu", index: int = 0) -> DeviceFacts:
+    return DeviceFacts(kind, index, f"a {kind}", 8 << 30, 4 << 30)
 
 
-def capacity(number: int, limit_bytes: int, kind: DeviceKind = "cpu") -> NodeCapacity:
-    return NodeCapacity(node_id(number), f"node-{number}", device(kind), limit_bytes)
+def capacity(number: int, limit_bytes: int, kind: DeviceKind = "cpu", position: int = 0) -> DeviceCapacity:
+    name = f"node-{number} {kind}:{position}" if position else f"node-{number}"
+    return DeviceCapacity(node_id(number), name, device(kind, position), limit_bytes, position)
 
 
-def node_facts(number: int, limit_bytes: int, versions: Versions = VERSIONS) -> NodeFacts:
+def node_facts(number: int, *limits_bytes: int, versions: Versions = VERSIONS) -> NodeFacts:
+    """A node with a device for each limit."""
     addresses = (Address("127.0.0.1", 5000 + number),)
-    return NodeFacts(node_id(number), f"node-{number}", "linux", device(), limit_bytes, addresses, versions)
+    devices = tuple(OfferedDevice(device(index=index), limit) for index, limit in enumerate(limits_bytes))
+    return NodeFacts(node_id(number), f"node-{number}", "linux", devices, addresses, versions)
+
+
+def node_load(memory_used_bytes: int, layer_tokens: int, steps: int) -> NodeLoad:
+    """Of a node with one device."""
+    return NodeLoad((DeviceLoad(memory_used_bytes, layer_tokens),), steps)
 
 
 def settings(context_tokens: int = 32, dtype: str = "float32", max_sequences: int = 4) -> PlanSettings:
@@ -85,12 +95,18 @@ def models(draw: st.DrawFn, *, equal_layers: bool = False) -> ModelFacts:
 
 
 @st.composite
-def capacities(draw: st.DrawFn, ample: bool = False) -> tuple[NodeCapacity, ...]:
-    """1 to 5 nodes; node 0 is the head. Limits often collide, so that the order by node id matters.
+def capacities(draw: st.DrawFn, ample: bool = False) -> tuple[DeviceCapacity, ...]:
+    """1 to 5 devices of as many nodes or fewer; node 0 is the head. Limits often collide, so that the order by node id
+    matters.
 
     `ample`: any one of them could hold any of `models()`.
     """
     few, many = (40_000, 200_000) if ample else (0, 16_000)
     limit = st.one_of(st.integers(few, many), st.sampled_from((few + 2000, few + 4000, few + 8000)))
     limits = draw(st.lists(limit, min_size=1, max_size=5))
-    return tuple(capacity(number, limit_bytes) for number, limit_bytes in enumerate(limits))
+    more = draw(st.lists(st.integers(0, 1), min_size=len(limits) - 1, max_size=len(limits) - 1))
+    owners = list(accumulate(more, initial=0))
+    return tuple(
+        capacity(number, limit_bytes, position=index - owners.index(number))
+        for index, (number, limit_bytes) in enumerate(zip(owners, limits, strict=True))
+    )

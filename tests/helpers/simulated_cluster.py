@@ -10,13 +10,14 @@ from pathlib import Path
 from tests.helpers.arithmetic_engine import REF, ArithmeticEngine, LoopDevice, facts
 from transport.inproc import InprocHub, InprocNetwork
 from transport.messages import PROTOCOL_MAJOR, PROTOCOL_MINOR, Hello, Plan
-from transport.types import Address, NodeFacts, NodeId, Versions
+from transport.types import Address, NodeFacts, NodeId, OfferedDevice, Versions
 from vramancer_cli.models.sampling import Sampling
 from vramancer_cli.planning.facts import PlanSettings
 from vramancer_cli.planning.plan import held_bytes
 from vramancer_cli.runtime.contracts import GenerationRequest
 from vramancer_cli.runtime.coordinator import Coordinator
 from vramancer_cli.runtime.generation import Generation
+from vramancer_cli.runtime.local_devices import LocalDevice
 from vramancer_cli.runtime.worker import Worker
 
 VERSIONS = Versions("0", "0", "0")
@@ -31,10 +32,10 @@ def hello(number: int) -> Hello:
     return Hello(PROTOCOL_MAJOR, PROTOCOL_MINOR, VERSIONS, node_id(number), f"node-{number}", "control")
 
 
-def node_facts(number: int, engine: ArithmeticEngine) -> NodeFacts:
-    device = engine.device_facts()
+def node_facts(number: int, *engines: ArithmeticEngine) -> NodeFacts:
+    devices = tuple(OfferedDevice(engine.device_facts(), engine.limit_bytes) for engine in engines)
     addresses = (Address(node_id(number), 1),)
-    return NodeFacts(node_id(number), f"node-{number}", "test", device, engine.limit_bytes, addresses, VERSIONS)
+    return NodeFacts(node_id(number), f"node-{number}", "test", devices, addresses, VERSIONS)
 
 
 class SimulatedHub(InprocHub):
@@ -62,11 +63,19 @@ class SimulatedHub(InprocHub):
 @dataclass
 class SimulatedWorker:
     number: int
-    engine: ArithmeticEngine
-    device: LoopDevice
+    engines: tuple[ArithmeticEngine, ...]
+    devices: tuple[LoopDevice, ...]
     worker: Worker
     network: InprocNetwork
     task: asyncio.Task[None]
+
+    @property
+    def engine(self) -> ArithmeticEngine:
+        return self.engines[0]
+
+    @property
+    def device(self) -> LoopDevice:
+        return self.devices[0]
 
 
 class SimulatedCluster:
@@ -88,8 +97,7 @@ class SimulatedCluster:
             model=facts(self.layers),
             settings=SETTINGS,
             folder=Path(),
-            engine=self.engine,
-            device=self.device,
+            devices=(LocalDevice(self.engine, self.device),),
             generation=self.generation,
             share_status=lambda: b"{}",
         )
@@ -109,9 +117,13 @@ class SimulatedCluster:
         self.coordinator.activity()
 
     def join(self, number: int, limit_bytes: int, present_bytes: int | None = None) -> SimulatedWorker:
-        engine = ArithmeticEngine(limit_bytes, present_bytes)
-        device = LoopDevice(self.work_s)
-        worker = Worker(lambda: node_facts(number, engine), engine, device)
+        return self.join_with(number, ArithmeticEngine(limit_bytes, present_bytes))
+
+    def join_with(self, number: int, *engines: ArithmeticEngine) -> SimulatedWorker:
+        """A node with a device for each engine."""
+        devices = tuple(LoopDevice(self.work_s) for _ in engines)
+        local = tuple(LocalDevice(engine, device) for engine, device in zip(engines, devices, strict=True))
+        worker = Worker(lambda: node_facts(number, *engines), local)
 
         async def no_control(_link: object) -> None:
             raise AssertionError("nobody dials a worker's control port")
@@ -123,7 +135,7 @@ class SimulatedCluster:
             return (Address(node_id(0), 1),)
 
         task = asyncio.create_task(worker.stay(network, head, node_id(0), lambda _: None), name=f"worker-{number}")
-        self.workers[number] = SimulatedWorker(number, engine, device, worker, network, task)
+        self.workers[number] = SimulatedWorker(number, engines, devices, worker, network, task)
         return self.workers[number]
 
     async def leave(self, number: int) -> None:
@@ -172,9 +184,9 @@ class SimulatedCluster:
     def check_memory(self) -> None:
         """Every node holds what the plan says, and nothing else."""
         held = held_bytes(self.plan) if self.serving else {}
-        engines = {0: self.engine, **{number: member.engine for number, member in self.workers.items()}}
-        used = {number: engine.used_bytes for number, engine in engines.items()}
-        assert used == {number: held.get(node_id(number), 0) for number in engines}
+        engines = {0: (self.engine,), **{number: member.engines for number, member in self.workers.items()}}
+        used = {(node_id(n), i): engine.used_bytes for n, own in engines.items() for i, engine in enumerate(own)}
+        assert used == {place: held.get(place, 0) for place in used}
 
 
 __all__ = ["REF", "SETTINGS", "SimulatedCluster", "SimulatedWorker", "node_id"]

@@ -15,6 +15,7 @@ from transport.messages import (
     Assign,
     AssignRefused,
     BlockCopy,
+    DeviceLoad,
     FetchProgress,
     Goodbye,
     Hello,
@@ -44,7 +45,7 @@ from transport.messages import (
     WeightFileSize,
     Welcome,
 )
-from transport.types import Address, DeviceFacts, LayerRange, NodeFacts, TensorSpec, Versions
+from transport.types import Address, DeviceFacts, LayerRange, NodeFacts, OfferedDevice, TensorSpec, Versions
 
 GOLDEN: Final = Path(__file__).parent.parent / "transport" / "golden"
 ELM: Final = "0123456789abcdef" * 2
@@ -65,7 +66,7 @@ PLAN: Final = Plan(
     state_slots=4,
     stages=(
         StagePlan(ELM, CPU, LayerRange(0, 3), 3 << 20, 2 << 20, 1 << 20),
-        StagePlan(OAK, CUDA, LayerRange(3, 8), 5 << 20, 4 << 20, 1 << 20),
+        StagePlan(OAK, CUDA, LayerRange(3, 8), 5 << 20, 4 << 20, 1 << 20, position=1),
     ),
     reasons={ELM: "Holds both ends.", OAK: "Has the most free memory."},
 )
@@ -106,18 +107,23 @@ SAMPLES: Final[tuple[Sample, ...]] = (
     Sample(
         Join(
             NodeFacts(
-                OAK, "oak", "Linux", CUDA, 20 << 30, (Address("192.0.2.7", 5001), Address("fe80::1", 5001)), VERSIONS
+                OAK,
+                "oak",
+                "Linux",
+                (OfferedDevice(CPU, 8 << 30), OfferedDevice(CUDA, 20 << 30)),
+                (Address("192.0.2.7", 5001), Address("fe80::1", 5001)),
+                VERSIONS,
             )
         )
     ),
     Sample(Welcome("c1" * 32, ELM, (Address("elm.local", 5001),), 1.0)),
     Sample(Refused("The versions differ.", "Update oak.")),
     Sample(Ping(41)),
-    Sample(Pong(41, NodeLoad(7 << 30, 123456, 789))),
+    Sample(Pong(41, NodeLoad((DeviceLoad(1 << 30, 456), DeviceLoad(7 << 30, 123456)), 789))),
     Sample(Assign(PLAN, 1, {ELM: (Address("192.0.2.1", 5001),), OAK: ()})),
     Sample(LoadProgress(3, 1 << 20, 5 << 20)),
     Sample(StageReady(3, 5 << 20, 4 << 20, True)),
-    Sample(AssignRefused(3, 9 << 30, 8 << 30, "Another program took memory.")),
+    Sample(AssignRefused(3, 9 << 30, 8 << 30, "Another program took memory.", 1)),
     Sample(Release(2)),
     Sample(StageFailed(3, 7, "A row contradicts the block table.")),
     Sample(

@@ -34,7 +34,7 @@ from transport.joining import pair
 from transport.messages import Join, NodeLoad, Ping, Pong, Refused, Removed, Welcome
 from transport.requesting import redeem, renew
 from transport.tokens import SECRET_BYTES, Token, TokenError, parse_token
-from transport.types import Address, DeviceFacts, NodeFacts, Versions
+from transport.types import Address, DeviceFacts, NodeFacts, OfferedDevice, Versions
 from vramancer_cli.runtime import run_file
 from vramancer_cli.runtime.enrolment import enrol, enrol_by_token
 from vramancer_cli.runtime.state_folder import StateFolder
@@ -198,8 +198,8 @@ async def joins(head: Head, folder: Path) -> tuple[Credentials, Credentials]:
 
 def facts(own: Credentials, name: str) -> NodeFacts:
     torch, transformers = (version(package).partition("+")[0] for package in ("torch", "transformers"))
-    device = DeviceFacts("cpu", 0, "a processor", 1, 1)
-    return NodeFacts(own.node_id, name, "Linux", device, 1, (), Versions("0", torch, transformers))
+    device = OfferedDevice(DeviceFacts("cpu", 0, "a processor", 1, 1), 1)
+    return NodeFacts(own.node_id, name, "Linux", (device,), (), Versions("0", torch, transformers))
 
 
 async def lives(head: Head, own: Credentials) -> None:

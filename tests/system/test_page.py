@@ -18,6 +18,7 @@ from tests.helpers.scripted_server import (
     cluster_status,
     serving,
 )
+from vramancer_cli.cluster.status import DeviceStatus
 from vramancer_cli.errors import NodeLostError
 from vramancer_cli.serving.settings import ServerSettings
 
@@ -122,6 +123,46 @@ async def test_what_is_missing_is_said_while_nothing_can_be_asked() -> None:
         await expect(page.get_by_role("button", name="What is VRAMancer?")).to_be_disabled()
         await page.keyboard.type("hello")
         await expect(page.get_by_role("button", name="Send")).to_be_disabled()
+
+
+async def test_each_device_of_a_machine_has_its_part_of_the_bar_and_its_line(folder: Path) -> None:
+    status = cluster_status()
+    head, laptop, mac = status.nodes
+    first = DeviceStatus("cuda:0", "a large GPU", 6 << 30, 24 << 30, (3, 4), 0)
+    second = DeviceStatus("cuda:1", "a small GPU", 1 << 30, 8 << 30, (4, 5), 0)
+    admin = FixedAdmin(replace(status, nodes=(head, replace(laptop, devices=(first, second)), mac)))
+    async with (
+        serving(ScriptedDeployment(folder), admin=admin, settings=QUICK) as server,
+        open_page(server.url) as page,
+    ):
+        await expect(page.locator("#bar > span")).to_have_count(4)
+        await expect(page.locator("#bar")).to_have_attribute(
+            "aria-label",
+            "workshop: layers 0–2; old-laptop cuda:0: layer 3; old-laptop cuda:1: layer 4; living-room-mac: layers 5–7",
+        )
+        machine = page.locator("#nodes .node").nth(1)
+        for words in ("cuda:0", "cuda:1", "a large GPU + a small GPU", "6.0 GiB of 24.0 GiB", "1.0 GiB of 8.0 GiB"):
+            await expect(machine).to_contain_text(words)
+        await expect(page.get_by_text("answers from 3 machines")).to_be_visible()
+
+
+async def test_weights_that_a_machine_fetches_are_shown_with_bytes_and_a_bar() -> None:
+    status = cluster_status()
+    fetching = replace(
+        status.nodes[1], state="loading", loaded_fraction=0.0, fetched_bytes=96 << 20, fetch_bytes=256 << 20
+    )
+    admin = FixedAdmin(replace(status, state="loading", nodes=(status.nodes[0], fetching, status.nodes[2])))
+    async with serving(admin=admin, settings=QUICK) as server, open_page(server.url) as page:
+        machine = page.locator("#nodes .node").nth(1)
+        await expect(machine.locator(".tag")).to_have_text("fetching 37 %")
+        gauge = machine.locator(".memory").filter(has_text="fetched")
+        await expect(gauge).to_have_text("96 MiB of 256 MiB fetched")
+        used = await gauge.locator("span").first.evaluate("bar => bar.style.getPropertyValue('--used')")
+        assert used == "38%"
+        loading = replace(fetching, fetched_bytes=256 << 20, loaded_fraction=0.25)
+        admin.current = replace(admin.current, nodes=(status.nodes[0], loading, status.nodes[2]))
+        await expect(machine.locator(".tag")).to_have_text("loading 25 %")
+        await expect(gauge).to_have_count(0)
 
 
 async def test_a_server_with_a_token_asks_for_it_once(folder: Path) -> None:

@@ -119,12 +119,12 @@ def test_any_text_is_an_address_or_a_usage_error(text: str) -> None:
         assert error.exit_code == 2
 
 
-@pytest.mark.parametrize("text", ["auto", "cpu", "mps", "cuda", "CUDA:1", " xpu:0 ", "rocm:2"])
+@pytest.mark.parametrize("text", ["auto", "cpu", "cpu:1", "mps", "cuda", "CUDA:1", " xpu:0 ", "rocm:2"])
 def test_devices(text: str) -> None:
     assert parse_device(text) == text.strip().lower()
 
 
-@pytest.mark.parametrize("text", ["", "gpu", "cuda:", "cuda:x", "cpu:1", "cuda:1:2", "cuda:-1"])
+@pytest.mark.parametrize("text", ["", "gpu", "cuda:", "cuda:x", "cpu:", "mps:1", "cuda:1:2", "cuda:-1"])
 def test_what_is_no_device(text: str) -> None:
     with pytest.raises(UsageError):
         parse_device(text)
@@ -158,7 +158,7 @@ def test_node_names() -> None:
 def test_the_token_is_in_no_log() -> None:
     settings = NodeSettings(
         role="head", model=None, host="127.0.0.1", port=5000, port_given=False, node_port=5001, node_port_given=False,
-        name="desk", device="auto", memory_bytes=None, dtype="auto", context_tokens=None, state_folder=Path("here"),
+        name="desk", devices=("auto",), memory_bytes=(), dtype="auto", context_tokens=None, state_folder=Path("here"),
         api_token="s3cret", log_json=False, head=None,
     )  # fmt: skip
     assert "s3cret" not in f"{settings!r} {settings}"

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 
-from transport.messages import StagePlan
-from transport.types import NodeId
+from transport.messages import DeviceLoad, StagePlan
+from transport.types import NodeId, OfferedDevice
 from vramancer_cli.cluster.reconcile import planning_due_at
 from vramancer_cli.cluster.records import NodeRecord
 from vramancer_cli.cluster.state import State, candidates, mismatch
-from vramancer_cli.cluster.status import ClusterStatus, NodeState, NodeStatus, ServiceState
+from vramancer_cli.cluster.status import ClusterStatus, DeviceStatus, NodeState, NodeStatus, ServiceState
 
 
 def cluster_status(
@@ -29,6 +29,7 @@ def cluster_status(
     now: float,
     tokens_per_trip: float | None = None,
     draft_acceptance: float | None = None,
+    prefix_tokens: tuple[int, int] = (0, 0),
 ) -> ClusterStatus:
     """Nodes in pipeline order, then the others by name, the lost ones last."""
     plan, model, settings = state.active_plan, state.model, state.settings
@@ -53,6 +54,8 @@ def cluster_status(
         draft_acceptance=draft_acceptance,
         api_url=api_url,
         nodes=tuple(_node_status(state, node, now) for node in _board_order(state)),
+        prefix_found_tokens=prefix_tokens[0],
+        prefix_asked_tokens=prefix_tokens[1],
     )
 
 
@@ -92,12 +95,13 @@ def _failures(record: NodeRecord) -> str:
 
 def _loading_reason(state: State) -> str:
     stages = state.active_plan.stages if state.active_plan is not None else ()
-    ready = sum(state.stage_ready(stage.node) for stage in stages)
+    nodes = state.active_plan.firsts() if state.active_plan is not None else {}
+    ready = sum(map(state.stage_ready, nodes))
     total_bytes = sum(stage.weights_bytes for stage in stages)
     loaded_bytes = sum(_loaded_fraction(state, stage.node) * stage.weights_bytes for stage in stages)
     percent = int(100 * loaded_bytes / total_bytes) if total_bytes else 0
-    loading = f"Loading the model: {ready} of {len(stages)} nodes are ready, {percent} % of the weights are in place."
-    return " ".join([loading, *(_fetching(state.nodes[stage.node]) for stage in stages if _fetches(state, stage.node))])
+    loading = f"Loading the model: {ready} of {len(nodes)} nodes are ready, {percent} % of the weights are in place."
+    return " ".join([loading, *(_fetching(state.nodes[node]) for node in nodes if _fetches(state, node))])
 
 
 def _fetches(state: State, node: NodeId) -> bool:
@@ -115,8 +119,7 @@ def _fetching(record: NodeRecord) -> str:
 
 
 def _board_order(state: State) -> list[NodeId]:
-    stages = state.active_plan.stages if state.active_plan is not None else ()
-    position = {stage.node: index for index, stage in enumerate(stages)}
+    position = state.active_plan.firsts() if state.active_plan is not None else {}
 
     def key(node: NodeId) -> tuple[bool, int, bool, str, NodeId]:
         record = state.nodes[node]
@@ -128,19 +131,20 @@ def _board_order(state: State) -> list[NodeId]:
 
 def _node_status(state: State, node: NodeId, now: float) -> NodeStatus:
     record = state.nodes[node]
-    facts, stage = record.facts, _stage_of(state, node)
+    facts, devices = record.facts, _device_statuses(state, node)
+    held = [device.layers for device in devices if device.layers is not None]
     return NodeStatus(
         id=node,
         name=facts.name,
         role="head" if record.is_head else "worker",
         os=facts.os,
-        device=str(facts.device),
-        device_name=facts.device.name,
-        memory_used_bytes=record.load.memory_used_bytes if record.alive else 0,
+        device=" + ".join(device.device for device in devices),
+        device_name=" + ".join(device.device_name for device in devices),
+        memory_used_bytes=sum(device.memory_used_bytes for device in devices),
         memory_limit_bytes=facts.limit_bytes,
         state=_node_state(state, node),
         round_trip_s=None if record.is_head else record.round_trip_s,
-        layers=(stage.layers.start, stage.layers.end) if stage is not None and record.alive else None,
+        layers=(held[0][0], held[-1][1]) if held else None,
         layer_tokens=record.load.layer_tokens,
         loaded_fraction=_loaded_fraction(state, node),
         direct=record.direct,
@@ -148,6 +152,29 @@ def _node_status(state: State, node: NodeId, now: float) -> NodeStatus:
         address=str(facts.addresses[0]) if facts.addresses else "",
         fetched_bytes=record.stage.fetched_bytes if record.stage is not None else 0,
         fetch_bytes=record.stage.fetch_bytes if record.stage is not None else 0,
+        devices=devices,
+    )
+
+
+def _device_statuses(state: State, node: NodeId) -> tuple[DeviceStatus, ...]:
+    """In the node's own order. Before it was first heard, and when it is lost, it uses nothing."""
+    record = state.nodes[node]
+    loads = dict(enumerate(record.load.devices))
+    stages = {stage.position: stage for stage in _stages_of(state, node)} if record.alive else {}
+    return tuple(
+        _device_status(offered, record.alive, loads.get(position, DeviceLoad(0, 0)), stages.get(position))
+        for position, offered in enumerate(record.facts.devices)
+    )
+
+
+def _device_status(offered: OfferedDevice, alive: bool, load: DeviceLoad, stage: StagePlan | None) -> DeviceStatus:
+    return DeviceStatus(
+        device=str(offered.facts),
+        device_name=offered.facts.name,
+        memory_used_bytes=load.memory_used_bytes if alive else 0,
+        memory_limit_bytes=offered.limit_bytes,
+        layers=(stage.layers.start, stage.layers.end) if stage is not None else None,
+        layer_tokens=load.layer_tokens,
     )
 
 
@@ -159,7 +186,7 @@ def _node_state(state: State, node: NodeId) -> NodeState:
         return "spare"
     if plan is None or state.broken is not None or node not in plan.reasons:
         return "joined"
-    if _stage_of(state, node) is not None:
+    if _stages_of(state, node):
         return "ready" if state.stage_ready(node) else "loading"
     if node == plan.ends:
         return "ready" if state.serving_epoch == plan.epoch else "loading"
@@ -193,10 +220,9 @@ def _why_joined(state: State, node: NodeId) -> str:
     return "waits for its layers"
 
 
-def _stage_of(state: State, node: NodeId) -> StagePlan | None:
-    if state.active_plan is None:
-        return None
-    return next((stage for stage in state.active_plan.stages if stage.node == node), None)
+def _stages_of(state: State, node: NodeId) -> list[StagePlan]:
+    stages = state.active_plan.stages if state.active_plan is not None else ()
+    return [stage for stage in stages if stage.node == node]
 
 
 def _loaded_fraction(state: State, node: NodeId) -> float:

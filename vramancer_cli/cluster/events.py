@@ -119,13 +119,16 @@ class StageBecameReady:
 
 @dataclass(frozen=True, slots=True)
 class StageRefused:
-    """A node cannot hold what it was assigned: needed, and present for it there."""
+    """A node cannot hold what it was assigned: needed, and present for it, on the device that is at `position` of its
+    own.
+    """
 
     node: NodeId
     epoch: int
     needed_bytes: int
     present_bytes: int
     reason: str
+    position: int = 0
 
 
 @dataclass(frozen=True, slots=True)

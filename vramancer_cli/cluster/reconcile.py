@@ -13,7 +13,7 @@ from transport.messages import Plan
 from transport.types import NodeId
 from vramancer_cli.cluster.records import NodeRecord
 from vramancer_cli.cluster.state import State, candidates, considering
-from vramancer_cli.planning.facts import NodeCapacity
+from vramancer_cli.planning.facts import DeviceCapacity
 
 SETTLE_S = 1.0
 """Machines switched on together join within this time of each other, and cause one plan."""
@@ -21,15 +21,15 @@ SETTLE_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class MakePlan:
-    """Plan with exactly these nodes."""
+    """Plan with exactly these devices."""
 
     epoch: int
-    nodes: tuple[NodeCapacity, ...]
+    devices: tuple[DeviceCapacity, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Assign:
-    """Tell `node` to load stage `stage` of `plan`."""
+    """Tell `node` to load its stages of `plan`, of which `stage` is the first."""
 
     node: NodeId
     plan: Plan
@@ -113,12 +113,14 @@ def _stop(state: State) -> StopServing | None:
 
 def _make_plan(state: State) -> MakePlan:
     usable = sorted(candidates(state).items())
-    return MakePlan(state.epoch + 1, tuple(_capacity(record) for _, record in usable))
+    return MakePlan(state.epoch + 1, tuple(device for _, record in usable for device in _capacities(record)))
 
 
-def _capacity(record: NodeRecord) -> NodeCapacity:
+def _capacities(record: NodeRecord) -> Iterator[DeviceCapacity]:
     facts = record.facts
-    return NodeCapacity(facts.node_id, facts.name, facts.device, record.limit_bytes)
+    for position, (offered, limit_bytes) in enumerate(zip(facts.devices, record.limits, strict=True)):
+        name = facts.name if len(facts.devices) == 1 else f"{facts.name} {offered.facts}"
+        yield DeviceCapacity(facts.node_id, name, offered.facts, limit_bytes, position)
 
 
 def _releases(state: State) -> Iterator[Release]:
@@ -134,9 +136,9 @@ def _assigns(state: State) -> Iterator[Assign]:
     plan = state.active_plan
     if plan is None or state.broken is not None:
         return
-    for index, stage in enumerate(plan.stages):
-        if state.nodes[stage.node].stage is None:
-            yield Assign(stage.node, plan, index)
+    for node, first in plan.firsts().items():
+        if state.nodes[node].stage is None:
+            yield Assign(node, plan, first)
 
 
 def _start(state: State) -> tuple[StartServing, ...]:

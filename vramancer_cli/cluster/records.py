@@ -11,8 +11,8 @@ from typing import Final, Literal
 from transport.messages import NodeLoad
 from transport.types import NodeFacts, NodeId
 
-Candidate = tuple[NodeId, int]
-"""A node that may be planned with, and the limit in bytes that counts for it."""
+Candidate = tuple[NodeId, tuple[int, ...]]
+"""A node that may be planned with, and the limits in bytes that count for its devices."""
 
 
 FAILURES: Final = 3
@@ -37,7 +37,8 @@ class Trouble:
 
 @dataclass(frozen=True, slots=True)
 class StageRecord:
-    """What a node holds or loads. `loaded_fraction` is 0 to 1; `moved_at`: when it was assigned or last got further.
+    """What a node holds or loads of a plan: all its stages. `loaded_fraction` is 0 to 1; `moved_at`: when it was
+    assigned or last got further.
 
     `fetch_bytes`: of its weights, what it did not have; `fetched_bytes` of them have come.
     """
@@ -53,15 +54,17 @@ class StageRecord:
 
 @dataclass(frozen=True, slots=True)
 class NodeRecord:
-    """One node. `limit_bytes` is its own limit, or less after it refused; `note` why it was lost or refused."""
+    """One node. `limits` are in bytes and its devices' own, or less after one refused; `note`: why it was lost or
+    refused.
+    """
 
     facts: NodeFacts
     is_head: bool
     joined_at: float
     last_heard: float
-    limit_bytes: int
+    limits: tuple[int, ...]
     status: Literal["alive", "lost"] = "alive"
-    load: NodeLoad = field(default_factory=lambda: NodeLoad(0, 0, 0))
+    load: NodeLoad = field(default_factory=lambda: NodeLoad((), 0))
     round_trip_s: float | None = None
     stage: StageRecord | None = None
     note: str = ""

@@ -73,7 +73,7 @@ def candidates(state: State) -> dict[NodeId, NodeRecord]:
 
 def considering(state: State) -> frozenset[Candidate]:
     """What a plan made now would have before it."""
-    return frozenset((node, record.limit_bytes) for node, record in candidates(state).items())
+    return frozenset((node, record.limits) for node, record in candidates(state).items())
 
 
 def apply(state: State, event: events.Event) -> State:
@@ -128,8 +128,8 @@ def _joined(state: State, event: events.NodeJoined) -> State:
     is_head = event.is_head and (head is None or head.facts.node_id == node)
     before = state.nodes.get(node)
     trouble = before.trouble if before is not None else Trouble()
-    limit_bytes = max(0, event.facts.limit_bytes)
-    record = NodeRecord(event.facts, is_head, event.at, event.at, limit_bytes, trouble=trouble)
+    limits = tuple(max(0, device.limit_bytes) for device in event.facts.devices)
+    record = NodeRecord(event.facts, is_head, event.at, event.at, limits, trouble=trouble)
     if _in_plan(state, node):
         state = _break(state, PlanBreak(f"'{event.facts.name}' started again", node))
     last_join_at = max(state.last_join_at, event.at)
@@ -177,7 +177,7 @@ def _planned(state: State, plan: Plan) -> State:
         kept = with_reasons(old, plan.reasons)
         return replace(state, active_plan=kept, epoch=plan.epoch, considered=considering(state))
     state = replace(state, active_plan=plan, epoch=plan.epoch, considered=considering(state), broken=None, failure=None)
-    gone = next((node for node in held_bytes(plan) if node not in candidates(state)), None)
+    gone = next((node for node, _ in held_bytes(plan) if node not in candidates(state)), None)
     return state if gone is None else _break(state, PlanBreak("a node was lost while planning", gone))
 
 
@@ -234,24 +234,26 @@ def _stage_progressed(
 
 
 def _refused(state: State, event: events.StageRefused) -> State:
-    """The node's limit falls strictly, so that planning again comes to an end."""
+    """The limit of the node's device falls strictly, so that planning again comes to an end."""
     record, plan = state.nodes.get(event.node), state.active_plan
     if record is None or not record.alive or plan is None or plan.epoch != event.epoch:
         return state
-    planned_bytes = held_bytes(plan).get(event.node)
+    position = event.position
+    planned_bytes = held_bytes(plan).get((event.node, position))
     if planned_bytes is None:
         return state
-    limit_bytes = _lowered(record.limit_bytes, planned_bytes, event.needed_bytes, event.present_bytes)
+    limit_bytes = _lowered(record.limits[position], planned_bytes, event.needed_bytes, event.present_bytes)
+    limits = (*record.limits[:position], limit_bytes, *record.limits[position + 1 :])
     stage = None if record.stage is None else replace(record.stage, status="refused")
-    state = _with(state, replace(record, limit_bytes=limit_bytes, stage=stage, note=event.reason))
+    state = _with(state, replace(record, limits=limits, stage=stage, note=event.reason))
     return _break(state, PlanBreak(f"'{record.facts.name}' refused its layers: {event.reason}", event.node))
 
 
 def _lowered(limit_bytes: int, planned_bytes: int, needed_bytes: int, present_bytes: int) -> int:
     """What was present becomes the limit.
 
-    Where that is no lower, the node counts more than the planner does: the limit falls by the difference. A node
-    that refuses what by its own figures it could hold has another reason, and is not planned with again.
+    Where that is no lower, the node counts more than the planner does: the limit falls by the difference. A device
+    that refuses what by the node's figures it could hold has another reason, and is not planned with again.
     """
     if present_bytes < limit_bytes:
         return max(0, present_bytes)

@@ -6,10 +6,22 @@ Standard library only, so that the small verbs start fast.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 ServiceState = Literal["waiting", "loading", "ready", "failed"]
 NodeState = Literal["joined", "loading", "ready", "spare", "lost"]
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceStatus:
+    """One device of a node; `layers` is [start, end) or None."""
+
+    device: str
+    device_name: str
+    memory_used_bytes: int
+    memory_limit_bytes: int
+    layers: tuple[int, int] | None
+    layer_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +29,8 @@ class NodeStatus:
     """One node. `layers` is [start, end) or None; `why` is the planner's sentence; `round_trip_s` None for the head.
 
     `fetch_bytes`: weights that it lacked and fetches from the head before it loads; `fetched_bytes` are there.
+    Layers, memory and counts are those of all its `devices` together, `device` their names; a head of before there were
+    several tells of none.
     """
 
     id: str
@@ -37,6 +51,7 @@ class NodeStatus:
     address: str
     fetched_bytes: int = 0
     fetch_bytes: int = 0
+    devices: tuple[DeviceStatus, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +60,7 @@ class ClusterStatus:
 
     `tokens_per_trip`: what a trip through all nodes gives an answer, since the start; None before the first.
     `draft_acceptance`: which share of the tokens that were guessed beforehand was right; None where none was.
+    Of `prefix_asked_tokens` that sequences began with, `prefix_found_tokens` were in the prefix cache; since start.
     """
 
     cluster: str
@@ -66,6 +82,8 @@ class ClusterStatus:
     quantize: str = "none"
     tokens_per_trip: float | None = None
     draft_acceptance: float | None = None
+    prefix_found_tokens: int = 0
+    prefix_asked_tokens: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -74,10 +92,9 @@ class ClusterStatus:
     def from_json(cls, data: dict[str, Any]) -> ClusterStatus:
         """Ignores unknown keys, so that an older board can read a newer head. Raises KeyError, TypeError."""
         nodes = tuple(_node_from_json(node) for node in data["nodes"])
-        later = {"quantize", "tokens_per_trip", "draft_acceptance"}  # than the first boards
-        names = {f.name for f in fields(cls)} - {"nodes"}
-        values = {name: data[name] for name in names if name in data or name not in later}
-        return cls(**values, nodes=nodes)
+        later = {name: data[name] for name in _LATER if name in data}
+        values: dict[str, Any] = {f.name: data[f.name] for f in fields(cls) if f.name not in ("nodes", *_LATER)}
+        return cls(**values, nodes=nodes, **later)
 
     @property
     def numbers(self) -> str:
@@ -85,9 +102,24 @@ class ClusterStatus:
         return self.dtype if self.quantize == "none" else f"{self.dtype}, {self.quantize} weights"
 
 
+_LATER: Final = ("quantize", "tokens_per_trip", "draft_acceptance", "prefix_found_tokens", "prefix_asked_tokens")
+"""What an older head does not tell."""
+
+
 def _node_from_json(data: dict[str, Any]) -> NodeStatus:
-    values = {f.name: data[f.name] for f in fields(NodeStatus)}
-    if values["layers"] is not None:
-        start, end = values["layers"]
-        values["layers"] = (int(start), int(end))
-    return NodeStatus(**values)
+    values: dict[str, Any] = {f.name: data[f.name] for f in fields(NodeStatus) if f.name != "devices"}
+    values["layers"] = _layers(data["layers"])
+    return NodeStatus(**values, devices=tuple(_device_from_json(device) for device in data.get("devices", ())))
+
+
+def _device_from_json(data: dict[str, Any]) -> DeviceStatus:
+    values: dict[str, Any] = {f.name: data[f.name] for f in fields(DeviceStatus)}
+    values["layers"] = _layers(data["layers"])
+    return DeviceStatus(**values)
+
+
+def _layers(data: Any) -> tuple[int, int] | None:
+    if data is None:
+        return None
+    start, end = data
+    return int(start), int(end)

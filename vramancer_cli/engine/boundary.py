@@ -12,6 +12,7 @@ import torch
 
 from transport.errors import RemoteProtocolError
 from vramancer_cli.engine.seam import HIDDEN, Crossing
+from vramancer_cli.engine.transfer import moved
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,9 @@ class Boundary:
     beside: Mapping[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
 
     def to(self, device: torch.device) -> Boundary:
-        return Boundary(self.hidden.to(device), {name: tensor.to(device) for name, tensor in self.beside.items()})
+        return Boundary(
+            moved(self.hidden, device), {name: moved(tensor, device) for name, tensor in self.beside.items()}
+        )
 
     def part(self, first: int, count: int) -> Boundary:
         """The rows of tokens [first, first + count), as views."""

@@ -1,4 +1,4 @@
-"""The devices of this machine: which there are, which one to use, how much of it may be filled.
+"""The devices of this machine: which there are, which ones to use, how much of them may be filled.
 
 Must never import transformers.
 """
@@ -8,13 +8,15 @@ from __future__ import annotations
 import ctypes
 import platform
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import psutil
 import torch
 
-from transport.types import DeviceFacts, DeviceKind
+from transport.types import MAX_DEVICES, DeviceFacts, DeviceKind
 from vramancer_cli.errors import VramancerError
 
 CPU_SHARE: Final = 0.70
@@ -36,10 +38,14 @@ def list_devices() -> list[DeviceFacts]:
     return [*cuda, *(facts(device) for device in others), facts(torch.device("cpu"))]
 
 
-def choose(choice: str) -> torch.device:
-    """`auto`, `cuda`, `cuda:N`, `xpu`, `mps` or `cpu` as a torch device. Raises DeviceError where it is absent."""
+def choose(choice: str) -> DeviceFacts:
+    """`auto` (the preferred one), `cuda`, `cuda:N`, `xpu`, `mps`, `cpu` or `cpu:N`.
+
+    `cpu:1` is the same processor as `cpu`, lent once more, with a limit of its own. Raises DeviceError where it is
+    absent.
+    """
     if choice == "auto":
-        return torch_device(list_devices()[0])
+        return list_devices()[0]
     kind, _, index = choice.partition(":")
     if kind not in ("cuda", "rocm", "xpu", "mps", "cpu") or (index and not index.isdecimal()):
         raise DeviceError(f"'{choice}' is not a device: use auto, cuda:N, mps, xpu or cpu.")
@@ -47,7 +53,44 @@ def choose(choice: str) -> torch.device:
     if not _is_present(wanted, int(index or 0)):
         there = ", ".join(str(device) for device in list_devices())
         raise DeviceError(f"This machine has no device '{choice}' that torch can use; it has {there}.")
-    return torch.device(wanted) if wanted == "cpu" else torch.device(wanted, int(index or 0))
+    if wanted == "cpu":
+        return msgspec.structs.replace(facts(torch.device("cpu")), index=int(index or 0))
+    return facts(torch.device(wanted, int(index or 0)))
+
+
+def choose_all(choices: Sequence[str]) -> list[DeviceFacts]:
+    """Each of `choices`, in order; `auto` stands for every GPU, and where nothing is chosen by that, for the CPU.
+
+    `cpu` may come several times. Raises DeviceError for one that is absent, or another one twice.
+    """
+    chosen: list[DeviceFacts] = []
+    for choice in choices:
+        if choice == "auto":
+            chosen += [device for device in list_devices() if device.kind != "cpu"]
+        elif choice == "cpu":
+            chosen.append(choose(f"cpu:{sum(device.kind == 'cpu' for device in chosen)}"))
+        else:
+            chosen.append(choose(choice))
+    twice = next((device for index, device in enumerate(chosen) if str(device) in map(str, chosen[:index])), None)
+    if twice is not None:
+        raise DeviceError(f"The device '{twice}' is named twice.", hint="Name each device once.")
+    return chosen or [choose("cpu")]
+
+
+def limits_bytes(devices: Sequence[DeviceFacts], memory: Sequence[int]) -> list[int]:
+    """What each device may hold: as given for each, or for all alike, or by default a share of what is free.
+
+    Devices that lie in the machine's RAM share that share. Raises DeviceError for another number of sizes.
+    """
+    if len(memory) not in (0, 1, len(devices)):
+        raise DeviceError(
+            f"{len(memory)} sizes are given for {len(devices)} devices.",
+            hint="Give --memory once, or once for each --device in the same order.",
+        )
+    if memory:
+        return list(memory) if len(memory) == len(devices) else [memory[0]] * len(devices)
+    sharing = sum(_lies_in_ram(device) for device in devices)
+    return [default_limit_bytes(device) // (sharing if _lies_in_ram(device) else 1) for device in devices]
 
 
 def torch_device(device: DeviceFacts) -> torch.device:
@@ -65,8 +108,12 @@ def facts(device: torch.device) -> DeviceFacts:
 
 def default_limit_bytes(device: DeviceFacts) -> int:
     """What is used when no --memory is given."""
-    share = CPU_SHARE if device.kind in ("cpu", "mps") else GPU_SHARE
+    share = CPU_SHARE if _lies_in_ram(device) else GPU_SHARE
     return int(device.free_bytes * share)
+
+
+def _lies_in_ram(device: DeviceFacts) -> bool:
+    return device.kind in ("cpu", "mps")
 
 
 def empty_cache(device: torch.device) -> None:
@@ -93,7 +140,7 @@ def _is_present(kind: str, index: int = 0) -> bool:
         return torch.xpu.is_available() and index < torch.xpu.device_count()
     if kind == "mps":
         return torch.backends.mps.is_available() and index == 0
-    return index == 0
+    return index < MAX_DEVICES
 
 
 def _kind(device: torch.device) -> DeviceKind:

@@ -5,22 +5,23 @@ The composition root of this room. Must never know who calls it or what a node i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import msgspec
 import torch
 
 from transport.contracts import TensorBuffer
 from transport.errors import RemoteProtocolError
 from transport.messages import ModelRef, Plan
-from transport.types import DeviceFacts
+from transport.types import DeviceFacts, LayerRange
 from vramancer_cli.engine import devices, tensors, weights
 from vramancer_cli.engine.boundary import Boundary
 from vramancer_cli.engine.checkpoint import measured_files
 from vramancer_cli.engine.ends import TorchEnds, load_ends
 from vramancer_cli.engine.heap import giving_back
 from vramancer_cli.engine.memory import MemoryBudget
-from vramancer_cli.engine.ranges import stage_ranges
+from vramancer_cli.engine.ranges import layer_ranges
 from vramancer_cli.engine.read_progress import Progress
 from vramancer_cli.engine.seam import HIDDEN
 from vramancer_cli.engine.stage import PagedStage, load_stage
@@ -31,20 +32,21 @@ from vramancer_cli.models.weight_files import ByteRange, WeightFile
 class TorchEngine:
     """Implements the runtime's `Engine` with torch.
 
-    `device`: auto, cuda:N, mps, xpu or cpu. `limit_bytes`: all that is ever reserved for weights, KV and workspace
-    (default: a share of what is free now). `threads`: CPU threads for one operation (default: torch's own choice).
-    Raises DeviceError.
+    `device`: auto, cuda:N, mps, xpu, cpu or cpu:N. `limit_bytes`: all that is ever reserved for weights, KV and
+    workspace (default: a share of what is free now). `threads`: CPU threads for one operation (default: torch's own
+    choice). Raises DeviceError.
     """
 
     def __init__(self, device: str = "auto", limit_bytes: int | None = None, threads: int | None = None) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
-        self.device = devices.choose(device)
+        self._chosen = devices.choose(device)
+        self.device = devices.torch_device(self._chosen)
         self._budget = MemoryBudget(limit_bytes or devices.default_limit_bytes(self.device_facts()))
         self._layer_tokens = 0
 
     def device_facts(self) -> DeviceFacts:
-        return devices.facts(self.device)
+        return msgspec.structs.replace(devices.facts(self.device), index=self._chosen.index)
 
     @property
     def limit_bytes(self) -> int:
@@ -78,9 +80,9 @@ class TorchEngine:
         """Raises ModelError."""
         return measured_files(folder)
 
-    def stage_ranges(self, folder: Path, plan: Plan, stage_index: int) -> tuple[ByteRange, ...]:
+    def layer_ranges(self, folder: Path, plan: Plan, layers: LayerRange) -> tuple[ByteRange, ...]:
         """Raises ModelError."""
-        return stage_ranges(folder, plan, stage_index)
+        return layer_ranges(folder, plan, layers)
 
     def load_stage(self, folder: Path, plan: Plan, stage_index: int, progress: Progress) -> PagedStage:
         """Raises OverLimitError before allocating anything over the limit, ModelError."""
@@ -91,6 +93,10 @@ class TorchEngine:
         """Raises OverLimitError before allocating anything over the limit, ModelError."""
         with giving_back():
             return load_ends(folder, plan, self._budget, self.device, progress)
+
+    def hand_over(self, boundary: Boundary, device: torch.device) -> Boundary:
+        """To another device of this machine."""
+        return boundary.to(device)
 
     def to_buffers(self, boundary: Boundary) -> tuple[TensorBuffer, ...]:
         """The wider dtypes first, as the wire wants them. Raises LocalProtocolError for one that may not cross it."""
@@ -108,3 +114,10 @@ class TorchEngine:
 
     def _count(self, layer_tokens: int) -> None:
         self._layer_tokens += layer_tokens
+
+
+def open_engines(choices: Sequence[str], memory: Sequence[int]) -> list[TorchEngine]:
+    """An engine for each chosen device; sizes in bytes, see `devices.limits_bytes`. Raises DeviceError."""
+    chosen = devices.choose_all(choices)
+    pairs = zip(chosen, devices.limits_bytes(chosen, memory), strict=True)
+    return [TorchEngine(str(device), limit_bytes) for device, limit_bytes in pairs]

@@ -5,11 +5,12 @@ Pure; never torch, sockets, clocks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from transport.messages import StagePlan
 from transport.types import LayerRange
-from vramancer_cli.planning.facts import NodeCapacity
+from vramancer_cli.planning.facts import DeviceCapacity
 
 _MIB: Final = 1 << 20
 _GIB: Final = 1 << 30
@@ -29,21 +30,26 @@ def format_layers(layers: LayerRange) -> str:
     return f"layers {layers.start}-{layers.end - 1}"
 
 
-def stage_reason(stage: StagePlan, node: NodeCapacity, plan_ends: str, ends_bytes: int) -> str:
-    """For a node that holds layers."""
-    holds_ends = plan_ends == node.node
-    used_bytes = stage.total_bytes + (ends_bytes if holds_ends else 0)
-    ends = f"; also holds both ends ({format_bytes(ends_bytes)})" if holds_ends else ""
-    used, limit = format_bytes(used_bytes), format_bytes(node.limit_bytes)
+def node_reason(reasons: Sequence[tuple[DeviceCapacity, str]]) -> str:
+    """A node's sentence, made of its devices'."""
+    if len(reasons) == 1:
+        return reasons[0][1]
+    return ". ".join(f"On {device.device}: {reason}" for device, reason in reasons)
+
+
+def stage_reason(stage: StagePlan, device: DeviceCapacity, *, ends_bytes: int | None) -> str:
+    """For a device that holds layers. `ends_bytes` is None except on the device that holds the ends."""
+    ends = "" if ends_bytes is None else f"; also holds both ends ({format_bytes(ends_bytes)})"
+    used, limit = format_bytes(stage.total_bytes + (ends_bytes or 0)), format_bytes(device.limit_bytes)
     return f"{format_layers(stage.layers)}: {used} of its {limit} limit{ends}"
 
 
-def empty_reason(node: NodeCapacity, room_bytes: int, layer_bytes: int, *, ends_bytes: int | None) -> str:
-    """For a node without layers: `room_bytes` is left there for layers, `layer_bytes` is what the smallest one takes.
+def empty_reason(device: DeviceCapacity, room_bytes: int, layer_bytes: int, *, ends_bytes: int | None) -> str:
+    """For a device without layers: `room_bytes` is left there for layers, `layer_bytes` is what the smallest one takes.
 
-    `ends_bytes` is None except on the node that holds the ends.
+    `ends_bytes` is None except on the device that holds the ends.
     """
-    limit = format_bytes(node.limit_bytes)
+    limit = format_bytes(device.limit_bytes)
     what = "no layers" if ends_bytes is None else f"both ends ({format_bytes(ends_bytes)}) and no layers"
     if room_bytes >= layer_bytes:
         return f"{what}: its share of the memory is less than a layer"
@@ -59,9 +65,9 @@ def misfit(model: str, needed_bytes: int, context_tokens: int, limits_bytes: int
     )
 
 
-def ends_misfit(model: str, ends_bytes: int, node: NodeCapacity, missing_bytes: int) -> str:
-    """For a head that cannot even pay for the ends: no other node can help."""
+def ends_misfit(model: str, ends_bytes: int, device: DeviceCapacity, missing_bytes: int) -> str:
+    """For a head whose first device cannot even pay for the ends: no other device can help."""
     return (
-        f"Both ends of '{model}' take {format_bytes(ends_bytes, up=True)} on '{node.name}', the head, which may hold "
-        f"{format_bytes(node.limit_bytes)}: {format_bytes(missing_bytes, up=True)} more would do there."
+        f"Both ends of '{model}' take {format_bytes(ends_bytes, up=True)} on '{device.name}', the head, which may hold "
+        f"{format_bytes(device.limit_bytes)}: {format_bytes(missing_bytes, up=True)} more would do there."
     )

@@ -1,4 +1,4 @@
-"""What a plan is made from, beside the model: the nodes' capacities and the settings.
+"""What a plan is made from, beside the model: the capacities of the nodes' devices, and the settings.
 
 Values only. Never torch, sockets, clocks.
 """
@@ -9,15 +9,26 @@ from dataclasses import dataclass
 
 from transport.types import DeviceFacts, NodeId, WeightFormat
 
+Place = tuple[NodeId, int]
+"""A device of the cluster: its node, and its position among the devices that the node lends."""
+
 
 @dataclass(frozen=True, slots=True)
-class NodeCapacity:
-    """A node as the planner sees it. `limit_bytes`: all that it may hold of weights, KV and workspace."""
+class DeviceCapacity:
+    """A device as the planner sees it. `limit_bytes`: all that it may hold of weights, KV and workspace.
+
+    `name` is for people: the node's, and the device's too where the node lends several.
+    """
 
     node: NodeId
     name: str
     device: DeviceFacts
     limit_bytes: int
+    position: int = 0
+
+    @property
+    def place(self) -> Place:
+        return self.node, self.position
 
 
 @dataclass(frozen=True, slots=True)

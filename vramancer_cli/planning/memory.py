@@ -12,7 +12,7 @@ from typing import Final
 from transport.types import DTYPE_BYTES, LayerRange, WeightFormat
 from vramancer_cli.models.cache_window import most_held_blocks
 from vramancer_cli.models.facts import ModelFacts
-from vramancer_cli.planning.facts import NodeCapacity, PlanSettings
+from vramancer_cli.planning.facts import DeviceCapacity, PlanSettings
 
 AUTO: Final = "auto"
 COMPUTE_DTYPES: Final = ("float32", "bfloat16", "float16")
@@ -20,16 +20,16 @@ SMALL_MODEL_BYTES: Final = 2 << 30
 """Up to this size in float32, a plan with a CPU computes in float32: exact, and CPUs are fastest in it."""
 
 
-def choose_dtype(requested: str, facts: ModelFacts, nodes: Sequence[NodeCapacity]) -> str:
+def choose_dtype(requested: str, facts: ModelFacts, devices: Sequence[DeviceCapacity]) -> str:
     """The dtype of weights, KV and activations, one for the whole plan.
 
-    Anything but "auto" is taken as asked. "auto": float32 when some node is a CPU and the whole model takes at most
+    Anything but "auto" is taken as asked. "auto": float32 when some device is a CPU and the whole model takes at most
     2 GiB in float32; else the checkpoint's dtype, or bfloat16 where that is none to compute in (float8, float64).
-    float16 becomes bfloat16 as soon as some node is a CPU: CPU kernels for float16 are slow and overflow early.
+    float16 becomes bfloat16 as soon as some device is a CPU: CPU kernels for float16 are slow and overflow early.
     """
     if requested != AUTO:
         return requested
-    has_cpu = any(node.device.kind == "cpu" for node in nodes)
+    has_cpu = any(device.device.kind == "cpu" for device in devices)
     whole = LayerRange(0, facts.layer_count)
     if has_cpu and facts.weights_bytes(whole, "float32") + facts.ends_bytes("float32") <= SMALL_MODEL_BYTES:
         return "float32"

@@ -45,6 +45,15 @@ def gaps(layer_bytes: Sequence[int], rooms: Sequence[int]) -> tuple[LayerRange, 
     return tuple(LayerRange(start, max(start, end)) for start, end in pairs)
 
 
+def narrowed(layer_bytes: Sequence[int], gap: LayerRange, before: Sequence[int], behind: Sequence[int]) -> LayerRange:
+    """What is left of a gap when the rooms `before` take what they can from its front, those `behind` from its back."""
+    sums = _sums(layer_bytes[: gap.end])
+    start, end = gap.start, _needed_from(sums, behind)[0]
+    for room in before:
+        start = _reach(sums, start, room)
+    return LayerRange(start, max(start, end))
+
+
 def _sums(layer_bytes: Sequence[int]) -> list[int]:
     return list(accumulate(layer_bytes, initial=0))
 

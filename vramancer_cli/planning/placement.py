@@ -1,32 +1,37 @@
-"""Who holds which layers: `place` turns model and nodes into a Plan, or says what is missing.
+"""Who holds which layers: `place` turns model and devices into a Plan, or says what is missing.
 
-Pure and deterministic: the order in which the nodes are listed does not matter. Never torch, sockets, clocks.
+Pure and deterministic: the order in which the devices are listed does not matter. Never torch, sockets, clocks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from transport.messages import Plan, StagePlan, WindowGroup
 from transport.types import LayerRange, NodeId
 from vramancer_cli.errors import DoesNotFitError
 from vramancer_cli.models.facts import ModelFacts
 from vramancer_cli.planning import explain
-from vramancer_cli.planning.facts import NodeCapacity, PlanSettings
+from vramancer_cli.planning.facts import DeviceCapacity, Place, PlanSettings
 from vramancer_cli.planning.memory import Costs, choose_dtype, context_tokens, price
-from vramancer_cli.planning.partition import gaps, partition
+from vramancer_cli.planning.partition import gaps, narrowed, partition
 
 
-def place(facts: ModelFacts, nodes: Sequence[NodeCapacity], head: NodeId, settings: PlanSettings, epoch: int) -> Plan:
-    """The head pays for the ends first; the layers, each with its KV for one context, go where room is left.
+def place(
+    facts: ModelFacts, devices: Sequence[DeviceCapacity], head: NodeId, settings: PlanSettings, epoch: int
+) -> Plan:
+    """The head's first device pays for the ends first; the layers, each with its KV for one context, go where room
+    is left.
 
     Every stage pays for its workspace. What is then left on the tightest stage becomes more blocks of each cache group
-    and, for a model with recurrent state, slots for more sequences. The head's stage comes first, then the others by
-    limit, largest first, and node id. Raises DoesNotFitError with the exact
-    `missing_bytes` that, added to the node it names, would make the model fit.
+    and, for a model with recurrent state, slots for more sequences. The head's stages come first, then the other nodes
+    by the sum of their limits, largest first, and node id; a node's devices stay together, in its own order, so that
+    hops between machines are few. Raises DoesNotFitError with the exact `missing_bytes` that, added to the device it
+    names, would make the model fit.
     """
-    order = _pipeline_order(nodes, head)
+    order = _pipeline_order(devices, head)
     dtype = choose_dtype(settings.dtype, facts, order)
     offer = _Offer(price(facts, settings, dtype), order)
     ranges = offer.cut()
@@ -37,40 +42,49 @@ def place(facts: ModelFacts, nodes: Sequence[NodeCapacity], head: NodeId, settin
 
 @dataclass(frozen=True, slots=True)
 class _Offer:
-    """A price list and the nodes in pipeline order, the head first."""
+    """A price list and the devices in pipeline order, the head's first."""
 
     costs: Costs
-    order: tuple[NodeCapacity, ...]
+    order: tuple[DeviceCapacity, ...]
 
     @property
-    def head(self) -> NodeCapacity:
+    def head(self) -> DeviceCapacity:
+        """The device that holds the ends."""
         return self.order[0]
 
     @property
     def head_can_pay(self) -> bool:
         return self.head.limit_bytes >= self.costs.ends_bytes
 
-    def room(self, node: NodeCapacity) -> int:
-        """Bytes for layers on a node, below zero where workspace or ends alone are too much."""
-        ends_bytes = self.costs.ends_bytes if node.node == self.head.node else 0
-        return node.limit_bytes - ends_bytes - self.costs.workspace_bytes
+    def room(self, device: DeviceCapacity) -> int:
+        """Bytes for layers on a device, below zero where workspace or ends alone are too much."""
+        ends_bytes = self.costs.ends_bytes if device == self.head else 0
+        return device.limit_bytes - ends_bytes - self.costs.workspace_bytes
 
     def rooms(self) -> tuple[int, ...]:
-        return tuple(self.room(node) for node in self.order)
+        return tuple(self.room(device) for device in self.order)
+
+    def nodes(self) -> list[tuple[DeviceCapacity, ...]]:
+        """The devices of each node, in pipeline order."""
+        return [tuple(devices) for _, devices in groupby(self.order, lambda device: device.node)]
 
     def cut(self) -> tuple[LayerRange, ...] | None:
         return partition(self.costs.layer_bytes(), self.rooms()) if self.head_can_pay else None
 
 
-def _pipeline_order(nodes: Sequence[NodeCapacity], head: NodeId) -> tuple[NodeCapacity, ...]:
-    by_id = {node.node: node for node in nodes}
-    if len(by_id) != len(nodes) or head not in by_id:
-        raise ValueError("A plan needs the head among its nodes, and each node once.")
-    return (by_id[head], *sorted((n for n in nodes if n.node != head), key=_rank))
+def _pipeline_order(devices: Sequence[DeviceCapacity], head: NodeId) -> tuple[DeviceCapacity, ...]:
+    by_place = {device.place: device for device in devices}
+    if len(by_place) != len(devices) or (head, 0) not in by_place:
+        raise ValueError("A plan needs the head's first device, and each device once.")
+    nodes: dict[NodeId, list[DeviceCapacity]] = {}
+    for place in sorted(by_place):
+        nodes.setdefault(place[0], []).append(by_place[place])
+    own = nodes.pop(head)
+    return (*own, *(device for node in sorted(nodes.values(), key=_rank) for device in node))
 
 
-def _rank(node: NodeCapacity) -> tuple[int, NodeId]:
-    return -node.limit_bytes, node.node
+def _rank(node: Sequence[DeviceCapacity]) -> tuple[int, NodeId]:
+    return -sum(device.limit_bytes for device in node), node[0].node
 
 
 # --- a plan ---------------------------------------------------------------------------------------------------------
@@ -87,7 +101,7 @@ def _plan(
     counts = _counts(offer, ranges)
     block_count, *window_counts, state_slots = counts
     pairs = list(zip(offer.order, ranges, strict=True))
-    stages = {node.node: _stage(offer.costs, node, layers, counts) for node, layers in pairs if len(layers)}
+    stages = {device.place: _stage(offer.costs, device, layers, counts) for device, layers in pairs if len(layers)}
     groups = zip(offer.costs.windows, window_counts, strict=True)
     return Plan(
         epoch=epoch,
@@ -103,7 +117,7 @@ def _plan(
         quantize=settings.quantize,
         state_slots=state_slots,
         windows=tuple(WindowGroup(group.window_tokens, count) for group, count in groups),
-        reasons={node.node: _reason(offer, node, stages.get(node.node)) for node in offer.order},
+        reasons={node[0].node: _node_reason(offer, node, stages) for node in offer.nodes()},
     )
 
 
@@ -135,10 +149,11 @@ def _more(offer: _Offer, ranges: tuple[LayerRange, ...], counts: Sequence[int], 
     return more
 
 
-def _stage(costs: Costs, node: NodeCapacity, layers: LayerRange, counts: Sequence[int]) -> StagePlan:
+def _stage(costs: Costs, device: DeviceCapacity, layers: LayerRange, counts: Sequence[int]) -> StagePlan:
     return StagePlan(
-        node=node.node,
-        device=node.device,
+        node=device.node,
+        device=device.device,
+        position=device.position,
         layers=layers,
         weights_bytes=costs.stage_weights_bytes(layers),
         kv_bytes=costs.stage_cache_bytes(layers, counts),
@@ -146,58 +161,94 @@ def _stage(costs: Costs, node: NodeCapacity, layers: LayerRange, counts: Sequenc
     )
 
 
-def _reason(offer: _Offer, node: NodeCapacity, stage: StagePlan | None) -> str:
+def _node_reason(offer: _Offer, node: Sequence[DeviceCapacity], stages: Mapping[Place, StagePlan]) -> str:
+    return explain.node_reason([(device, _reason(offer, device, stages.get(device.place))) for device in node])
+
+
+def _reason(offer: _Offer, device: DeviceCapacity, stage: StagePlan | None) -> str:
     costs = offer.costs
+    ends_bytes = costs.ends_bytes if device == offer.head else None
     if stage is not None:
-        return explain.stage_reason(stage, node, offer.head.node, costs.ends_bytes)
-    ends_bytes = costs.ends_bytes if node.node == offer.head.node else None
-    return explain.empty_reason(node, offer.room(node), min(costs.layer_bytes()), ends_bytes=ends_bytes)
+        return explain.stage_reason(stage, device, ends_bytes=ends_bytes)
+    return explain.empty_reason(device, offer.room(device), min(costs.layer_bytes()), ends_bytes=ends_bytes)
 
 
 # --- no plan --------------------------------------------------------------------------------------------------------
 
 
 def _does_not_fit(facts: ModelFacts, settings: PlanSettings, offer: _Offer) -> DoesNotFitError:
-    missing_bytes, node = min(_remedies(offer), key=lambda remedy: (remedy[0], remedy[1].node))
+    missing_bytes, device = min(_remedies(offer), key=lambda remedy: (remedy[0], remedy[1].place))
     if not offer.head_can_pay:
         sentence = explain.ends_misfit(facts.ref.name, offer.costs.ends_bytes, offer.head, missing_bytes)
         hint = "Raise --memory on the head, or start the cluster on a machine with more."
         return DoesNotFitError(sentence, missing_bytes=missing_bytes, hint=hint)
     costs = offer.costs
     needed_bytes = costs.ends_bytes + costs.workspace_bytes + sum(costs.layer_bytes())
-    limits_bytes = sum(n.limit_bytes for n in offer.order)
+    limits_bytes = sum(d.limit_bytes for d in offer.order)
     tokens = context_tokens(facts, settings)
-    sentence = explain.misfit(facts.ref.name, needed_bytes, tokens, limits_bytes, missing_bytes, node.name)
+    sentence = explain.misfit(facts.ref.name, needed_bytes, tokens, limits_bytes, missing_bytes, device.name)
     return DoesNotFitError(sentence, missing_bytes=missing_bytes)
 
 
-def _remedies(offer: _Offer) -> Iterator[tuple[int, NodeCapacity]]:
-    """For each node, the least bytes that would make the model fit if only that node had them more.
+def _remedies(offer: _Offer) -> Iterator[tuple[int, DeviceCapacity]]:
+    """For each device, the least bytes that would make the model fit if only that device had them more.
 
-    Only more on the head helps while it cannot pay for the ends.
+    Only more on the device of the ends helps while it cannot pay for them.
     """
-    first = gaps(offer.costs.layer_bytes(), offer.rooms()[1:])[0]
-    yield offer.costs.ends_bytes + _gap_bytes(offer.costs, first) - offer.head.limit_bytes, offer.head
+    own, *others = offer.nodes()
+    rooms = [offer.room(device) for device in offer.order[len(own) :]]
+    yield from _head_remedies(offer, own, gaps(offer.costs.layer_bytes(), rooms)[0])
     if offer.head_can_pay:
-        for node in offer.order[1:]:
-            for limit_bytes in _limits_that_help(offer, node):
-                yield limit_bytes - node.limit_bytes, node
+        for node in others:
+            yield from _node_remedies(offer, node, [other for other in others if other != node])
 
 
-def _limits_that_help(offer: _Offer, node: NodeCapacity) -> Iterator[int]:
-    """For each place in the pipeline that `node` can have, the least limit with which it has it and closes the gap.
+def _head_remedies(
+    offer: _Offer, own: Sequence[DeviceCapacity], gap: LayerRange
+) -> Iterator[tuple[int, DeviceCapacity]]:
+    """The head's place in the pipeline is always the first; `gap`: what the other nodes leave there."""
+    for device in own if offer.head_can_pay else own[:1]:
+        ends_bytes = offer.costs.ends_bytes if device == offer.head else 0
+        yield ends_bytes + _lacking(offer, own, device, gap) - device.limit_bytes, device
+
+
+def _node_remedies(
+    offer: _Offer, node: Sequence[DeviceCapacity], others: Sequence[Sequence[DeviceCapacity]]
+) -> Iterator[tuple[int, DeviceCapacity]]:
+    """For each of its devices, and each place in the pipeline that the node can have, the least that lets it have that
+    place and close the gap there.
 
     More memory moves a node forward, where the gap that it has to close may be another one.
     """
-    others = tuple(n for n in offer.order if n.node != node.node)
-    around = gaps(offer.costs.layer_bytes(), tuple(offer.room(n) for n in others))
-    for position in range(1, len(others) + 1):
-        limit_bytes = max(node.limit_bytes, _gap_bytes(offer.costs, around[position]))
-        if position < len(others):
-            behind = others[position]
-            limit_bytes = max(limit_bytes, behind.limit_bytes + (node.node > behind.node))
-        if position == 1 or _rank(others[position - 1]) < (-limit_bytes, node.node):
-            yield limit_bytes
+    around = _gaps_around(offer, node[0].node)
+    rank = _rank(node)
+    for device in node:
+        for position in range(len(others) + 1):
+            more_bytes = max(0, _lacking(offer, node, device, around[position]) - device.limit_bytes)
+            if position < len(others):
+                total_bytes, behind = _rank(others[position])
+                more_bytes = max(more_bytes, rank[0] - total_bytes + (rank[1] > behind))
+            if position == 0 or _rank(others[position - 1]) < (rank[0] - more_bytes, rank[1]):
+                yield more_bytes, device
+
+
+def _gaps_around(offer: _Offer, node: NodeId) -> list[LayerRange]:
+    """For each place behind the head that the node can have, what the other nodes leave there."""
+    others = [device for device in offer.order if device.node != node]
+    around = gaps(offer.costs.layer_bytes(), [offer.room(device) for device in others])
+    ends = [
+        index
+        for index, device in enumerate(others)
+        if index + 1 == len(others) or others[index + 1].node != device.node
+    ]
+    return [around[index + 1] for index in ends]
+
+
+def _lacking(offer: _Offer, node: Sequence[DeviceCapacity], device: DeviceCapacity, gap: LayerRange) -> int:
+    """The limit with which `device` holds what the node's other devices leave of a gap."""
+    index = node.index(device)
+    before, behind = ([offer.room(other) for other in part] for part in (node[:index], node[index + 1 :]))
+    return _gap_bytes(offer.costs, narrowed(offer.costs.layer_bytes(), gap, before, behind))
 
 
 def _gap_bytes(costs: Costs, layers: LayerRange) -> int:

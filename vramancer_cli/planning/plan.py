@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import groupby
 
 import msgspec
 
@@ -13,6 +14,7 @@ from transport.messages import Plan
 from transport.types import NodeId
 from vramancer_cli.models.cache_window import most_held_blocks
 from vramancer_cli.models.facts import ModelFacts
+from vramancer_cli.planning.facts import Place
 from vramancer_cli.planning.memory import stage_workspace_bytes
 
 
@@ -26,30 +28,32 @@ def with_reasons(plan: Plan, reasons: Mapping[NodeId, str]) -> Plan:
     return msgspec.structs.replace(plan, reasons=dict(reasons))
 
 
-def held_bytes(plan: Plan) -> dict[NodeId, int]:
-    """What the plan puts on each node: its stage, and the ends where they are."""
-    held = {stage.node: stage.total_bytes for stage in plan.stages}
-    held[plan.ends] = held.get(plan.ends, 0) + plan.ends_bytes
+def held_bytes(plan: Plan) -> dict[Place, int]:
+    """What the plan puts on each device: its stage, and the ends on the first device of their node."""
+    held = {(stage.node, stage.position): stage.total_bytes for stage in plan.stages}
+    held[plan.ends, 0] = held.get((plan.ends, 0), 0) + plan.ends_bytes
     return held
 
 
-def validate(plan: Plan, facts: ModelFacts, limits: Mapping[NodeId, int] | None = None) -> None:
+def validate(plan: Plan, facts: ModelFacts, limits: Mapping[Place, int] | None = None) -> None:
     """Raises ValueError unless every layer is placed exactly once, in order, with the bytes that it takes.
 
-    With `limits` (bytes per node) no node may hold more than its own, and no node may be missing from it.
+    With `limits` (bytes per device) no device may hold more than its own, and none may be missing from it.
     """
     _validate_layers(plan, facts)
     _validate_bytes(plan, facts)
     if limits is None:
         return
-    for node, count in held_bytes(plan).items():
-        if count > limits.get(node, -1):
-            raise ValueError(f"Node {node} holds {count} bytes, over its limit.")
+    for place, count in held_bytes(plan).items():
+        if count > limits.get(place, -1):
+            raise ValueError(f"Device {place} holds {count} bytes, over its limit.")
 
 
 def _validate_layers(plan: Plan, facts: ModelFacts) -> None:
-    if len({stage.node for stage in plan.stages}) != len(plan.stages):
-        raise ValueError("A node holds two stages.")
+    if len({(stage.node, stage.position) for stage in plan.stages}) != len(plan.stages):
+        raise ValueError("A device holds two stages.")
+    if len(list(groupby(stage.node for stage in plan.stages))) != len({stage.node for stage in plan.stages}):
+        raise ValueError("The stages of a node do not follow each other.")
     covered = 0
     for stage in plan.stages:
         if stage.layers.start != covered or stage.layers.end <= covered:

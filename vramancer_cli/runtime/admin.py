@@ -72,6 +72,7 @@ class HeadAdmin:
             tokens_per_s=self._generation.rate.per_second(now),
             tokens_per_trip=self._generation.trips.tokens_per_trip,
             draft_acceptance=self._generation.trips.draft_acceptance,
+            prefix_tokens=self._generation.prefix_tokens,
             api_url=self.api_url,
             now=now,
         )

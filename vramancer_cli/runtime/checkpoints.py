@@ -17,7 +17,7 @@ from transport.messages import Assign, FetchProgress, Message, ModelRef
 from transport.types import Address, NodeId
 from vramancer_cli.errors import ModelError
 from vramancer_cli.runtime import kept_weights, store, whole_file
-from vramancer_cli.runtime.contracts import DeviceExecutor, Engine
+from vramancer_cli.runtime.local_devices import LocalDevice
 from vramancer_cli.runtime.weight_copy import WeightCopy
 from vramancer_cli.runtime.weight_fetch import fetch_heads, fetch_ranges
 from vramancer_cli.telemetry import log
@@ -59,9 +59,10 @@ class OwnCheckpoints:
 class FetchedCheckpoints:
     """A folder of this machine where it holds the same model; else a copy on `shelf`, filled from the head."""
 
-    def __init__(self, engine: Engine, device: DeviceExecutor, shelf: Path, dial: DialBulk) -> None:
-        self._engine = engine
-        self._device = device
+    def __init__(self, reader: LocalDevice, shelf: Path, dial: DialBulk) -> None:
+        """`reader` is whose engine reads checkpoints, none of whose weights it needs for that."""
+        self._engine = reader.engine
+        self._device = reader.executor
         self._shelf = shelf
         self._dial = dial
         self._log = log.get("weights")
@@ -131,7 +132,8 @@ class FetchedCheckpoints:
         link = await self._dial(head, plan.ends)
         try:
             await _on_thread(lambda: fetch_heads(link, copy, plan.model), link.hang_up)
-            ranges = await self._device.run(lambda: self._engine.stage_ranges(copy.folder, plan, assign.stage))
+            layers = plan.run_layers(assign.stage)
+            ranges = await self._device.run(lambda: self._engine.layer_ranges(copy.folder, plan, layers))
             progress.begin(sum(part.size_bytes for part in ranges))
             await _on_thread(lambda: fetch_ranges(link, copy, ranges, progress.arrived), link.hang_up)
         finally:

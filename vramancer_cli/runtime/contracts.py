@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 
 from transport.contracts import TensorBuffer
 from transport.messages import ModelRef, Plan, Step
-from transport.types import DeviceFacts, NodeId
+from transport.types import DeviceFacts, LayerRange, NodeId
 from vramancer_cli.cluster.status import ClusterStatus
 from vramancer_cli.models.facts import ModelFacts
 from vramancer_cli.models.readout import Pooling, Readout, RowOutput, TokenScore
@@ -78,6 +78,10 @@ class Engine(Protocol):
 
     def digest(self, folder: Path) -> str: ...
 
+    def unfold(self, gguf_file: Path, shelf: Path) -> Path:
+        """A model folder for a GGUF file, kept on `shelf`. Raises ModelError."""
+        ...
+
     def model_facts(self, folder: Path, ref: ModelRef) -> ModelFacts:
         """Raises ModelError."""
         ...
@@ -86,8 +90,8 @@ class Engine(Protocol):
         """In the order of the digest. Raises ModelError."""
         ...
 
-    def stage_ranges(self, folder: Path, plan: Plan, stage_index: int) -> Sequence[ByteRange]:
-        """The bytes that `load_stage` will read; config and headers suffice for it. Raises ModelError."""
+    def layer_ranges(self, folder: Path, plan: Plan, layers: LayerRange) -> Sequence[ByteRange]:
+        """The bytes that `load_stage` will read for `layers`; config and headers suffice for it. Raises ModelError."""
         ...
 
     def load_stage(self, folder: Path, plan: Plan, stage_index: int, progress: Progress) -> Stage:
@@ -95,6 +99,15 @@ class Engine(Protocol):
         ...
 
     def load_ends(self, folder: Path, plan: Plan, progress: Progress) -> Ends: ...
+
+    @property
+    def device(self) -> Any:
+        """For another engine's `hand_over`."""
+        ...
+
+    def hand_over(self, hidden: Hidden, device: Any, /) -> Hidden:
+        """The same on another engine's device. On the thread of this one."""
+        ...
 
     def to_buffers(self, hidden: Hidden, /) -> tuple[TensorBuffer, ...]:
         """Among them "hidden_states"; all have one row per token. In the order in which they may cross the wire."""
@@ -124,7 +137,8 @@ class GenerationRequest:
     """What serving asks for. `prompt` is never empty; prompt + max_tokens fits the context (serving checks).
 
     `choices`: so many answers, the second with the sampling's seed + 1, and so on. `prompt_logprobs`: those of the
-    prompt's own tokens too, each with so many of the likeliest; None: none. Only then may max_tokens be 0.
+    prompt's own tokens too, each with so many of the likeliest; None: none. Only then may max_tokens be 0. A request
+    of a higher `priority` goes before those of a lower one.
     """
 
     request_id: str
@@ -134,6 +148,7 @@ class GenerationRequest:
     stop_token_ids: frozenset[int] = frozenset()
     choices: int = 1
     prompt_logprobs: int | None = None
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)

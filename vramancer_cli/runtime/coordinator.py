@@ -7,13 +7,13 @@ The workers' control links are in `members`, what the head itself holds in `head
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 from transport.contracts import ControlLink, DataSender, Network, Received
 from transport.errors import LinkClosedError, TransportError
-from transport.messages import Assign, NodeLoad, Plan
+from transport.messages import Assign, Plan
 from transport.types import NodeFacts, NodeId
 from vramancer_cli.cluster import events, membership, reconcile
 from vramancer_cli.cluster.board import service_state
@@ -23,9 +23,9 @@ from vramancer_cli.models.facts import ModelFacts
 from vramancer_cli.planning.facts import PlanSettings
 from vramancer_cli.planning.placement import place
 from vramancer_cli.runtime import data_links
-from vramancer_cli.runtime.contracts import DeviceExecutor, Engine
 from vramancer_cli.runtime.generation import Generation
 from vramancer_cli.runtime.head_parts import HeadParts
+from vramancer_cli.runtime.local_devices import LocalDevice, node_load
 from vramancer_cli.runtime.members import HEARTBEAT_S, Members
 from vramancer_cli.runtime.pipeline import Pipeline
 from vramancer_cli.runtime.registrar import Registrar
@@ -47,16 +47,14 @@ class Coordinator:
         model: ModelFacts,
         settings: PlanSettings,
         folder: Path,
-        engine: Engine,
-        device: DeviceExecutor,
+        devices: Sequence[LocalDevice],
         generation: Generation,
         share_status: Callable[[], bytes],
         registrar: Registrar | None = None,
     ) -> None:
         self._facts = facts
         self._settings = settings
-        self._engine = engine
-        self._device = device
+        self._devices = devices
         self._generation = generation
         self._share_status = share_status
         self._log = log.get("coordinator")
@@ -64,7 +62,7 @@ class Coordinator:
         self._changed = asyncio.Event()
         self._registrar = registrar or Registrar()
         self._members = Members(facts, cluster, self._note, self._registrar)
-        self._parts = HeadParts(facts.node_id, folder, engine, device, self._note)
+        self._parts = HeadParts(facts.node_id, folder, devices, self._note)
         self._pipeline: Pipeline | None = None
         self._network: Network | None = None
         self._tasks: asyncio.TaskGroup | None = None
@@ -117,8 +115,7 @@ class Coordinator:
             self._members.share(self._share_status())
 
     def _hear_self(self) -> None:
-        own = NodeLoad(self._engine.used_bytes, self._engine.layer_tokens, 0)
-        self._note(events.NodeHeard(self._facts.node_id, self._loop.time(), own, None))
+        self._note(events.NodeHeard(self._facts.node_id, self._loop.time(), node_load(self._devices, 0), None))
 
     # --- what comes in ------------------------------------------------------------------------------------------
 
@@ -188,7 +185,7 @@ class Coordinator:
         assert self.state.model is not None
         now = self._loop.time()
         try:
-            plan = place(self.state.model, action.nodes, self._facts.node_id, self._settings, action.epoch)
+            plan = place(self.state.model, action.devices, self._facts.node_id, self._settings, action.epoch)
         except DoesNotFitError as error:
             self._note(events.PlanFailed(str(error), error.missing_bytes, now))
             reason = service_state(self.state)[1]
@@ -204,9 +201,9 @@ class Coordinator:
         self._note(events.Assigned(node, plan.epoch, self._loop.time()))
         if node == self._facts.node_id:
             assert self._tasks is not None
-            self._tasks.create_task(self._parts.load_stage(plan, action.stage), name="load-stage")
+            self._tasks.create_task(self._parts.load_stages(plan, action.stage), name="load-stages")
             return
-        planned = {plan.ends, *(stage.node for stage in plan.stages)}
+        planned = {plan.ends, *plan.firsts()}
         addresses = {node: self.state.nodes[node].facts.addresses for node in planned}
         self._members.assign(node, Assign(plan, action.stage, addresses))
 
@@ -242,10 +239,9 @@ class Coordinator:
         self._pipeline = Pipeline(
             plan,
             head=self._facts.node_id,
-            engine=self._engine,
-            device=self._device,
+            devices=self._devices,
             ends=ends,
-            stage=self._parts.stage,
+            stages=self._parts.stages,
             senders=senders,
             on_failed=partial(self._pipeline_failed, plan),
         )
@@ -279,16 +275,16 @@ class Coordinator:
         return sender
 
     def _fed_by_head(self, plan: Plan) -> list[NodeId]:
-        """Remote stages whose input comes from the head: after its own stage, or relayed."""
+        """Nodes whose input comes from the head: after its own stages, or relayed."""
         fed: list[NodeId] = []
         previous_direct = False  # the head's ends come before stage 0
-        for stage in plan.stages:
-            if stage.node == self._facts.node_id:
+        for node in plan.firsts():
+            if node == self._facts.node_id:
                 previous_direct = False
                 continue
             if not previous_direct:
-                fed.append(stage.node)
-            previous_direct = self.state.nodes[stage.node].direct
+                fed.append(node)
+            previous_direct = self.state.nodes[node].direct
         return fed
 
     def _link_broke(self, plan: Plan, node: NodeId, error: TransportError) -> None:

@@ -61,6 +61,7 @@ class Generation:
         self._session: _Session | None = None
         self._reason = "The model is not loaded yet."
         self._next_sequence = 0
+        self._ended_prefix_tokens = (0, 0)
 
     @property
     def running(self) -> int:
@@ -70,12 +71,21 @@ class Generation:
     def waiting(self) -> int:
         return self._session.scheduler.waiting if self._session else 0
 
+    @property
+    def prefix_tokens(self) -> tuple[int, int]:
+        """Since start: (found, asked) tokens of what sequences began with, that were computed already and at all."""
+        found, asked = self._ended_prefix_tokens
+        if self._session is None:
+            return found, asked
+        return found + self._session.scheduler.reused_tokens, asked + self._session.scheduler.asked_tokens
+
     def serve(self, plan: Plan, pipeline: Pipeline, on_broken: Broken) -> None:
         """Take requests with this plan from now on."""
         self._session = _Session(plan, pipeline, self.rate, on_broken, self._prefix_cache, self.trips, self._draft)
 
     async def stop(self, error: VramancerError) -> None:
         """End every running and waiting request with `error`; refuse new ones with its sentence."""
+        self._ended_prefix_tokens = self.prefix_tokens
         session, self._session = self._session, None
         self._reason = str(error)
         if session is not None:
@@ -225,7 +235,8 @@ class _Session:
     def _add(self, sequence: int, choice: int, request: GenerationRequest, reading: PromptReading) -> None:
         sampling = replace(request.sampling, seed=request.sampling.seed + choice)
         stops = request.stop_token_ids
-        self.scheduler.add(sequence, request.prompt, sampling, request.max_tokens, stops, reading=reading)
+        limits = (request.max_tokens, stops)
+        self.scheduler.add(sequence, request.prompt, sampling, *limits, reading=reading, priority=request.priority)
 
     def abort(self, answers: _Answers) -> None:
         for sequence in tuple(answers.left):

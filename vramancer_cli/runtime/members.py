@@ -60,6 +60,7 @@ class _Member:
     """One worker's control link. `ended` is set once it has been lost; `epoch` is what it was last told to hold."""
 
     name: str
+    devices: int
     control: ControlLink
     outbox: asyncio.Queue[Message] = field(default_factory=lambda: asyncio.Queue[Message](OUTBOX_BOUND))
     ended: asyncio.Event = field(default_factory=asyncio.Event)
@@ -101,6 +102,8 @@ class Members:
             return
         if not isinstance(join, Join) or join.facts.node_id != link.hello.node:
             raise RemoteProtocolError("A control link must begin with a Join of its own node.")
+        if len({str(device.facts) for device in join.facts.devices}) < len(join.facts.devices):
+            raise RemoteProtocolError("A node names a device twice.")
         twin = await self._twin(link, join.facts)
         if self._registrar.is_removed(join.facts.node_id):
             self._log.warning("a removed node came back", name=join.facts.name, node=join.facts.node_id)
@@ -145,7 +148,7 @@ class Members:
 
     async def _serve(self, link: ControlLink, facts: NodeFacts) -> None:
         node = facts.node_id
-        member = self._members[node] = _Member(facts.name, link)
+        member = self._members[node] = _Member(facts.name, len(facts.devices), link)
         try:
             await link.send(Welcome(self._cluster, self._facts.node_id, self._facts.addresses, HEARTBEAT_S))
             await link.send(self._roll())
@@ -175,7 +178,8 @@ class Members:
             return  # it joined again while it was being welcomed
         facts = msgspec.structs.replace(facts, addresses=_dialable(link.address, facts.addresses))
         self._note(events.NodeJoined(facts, at=self._loop.time(), is_head=False))
-        self._log.info("node joined", name=facts.name, node=facts.node_id, device=str(facts.device))
+        devices = " + ".join(str(device.facts) for device in facts.devices)
+        self._log.info("node joined", name=facts.name, node=facts.node_id, devices=devices)
         self._note_security(Kind.JOINED, link, facts)
 
     def _note_security(self, kind: Kind, link: ControlLink, facts: NodeFacts) -> None:
@@ -194,7 +198,7 @@ class Members:
         if member.ended.is_set():
             return  # what a lost link still brings says nothing of the node that has joined again
         match message:
-            case Pong():
+            case Pong() if len(message.load.devices) == member.devices:
                 self._ponged_by(node, member, message)
             case FetchProgress():
                 fetched = (message.epoch, message.fetched_bytes, message.total_bytes)
@@ -204,10 +208,10 @@ class Members:
                 self._note(events.StageLoading(node, *loaded, self._loop.time()))
             case StageReady():
                 self._note(events.StageBecameReady(node, message.epoch, message.direct))
-            case AssignRefused():
+            case AssignRefused() if message.position < member.devices:
                 self._log.warning("stage refused", name=member.name, reason=message.reason)
                 refused = (message.epoch, message.needed_bytes, message.present_bytes, message.reason)
-                self._note(events.StageRefused(node, *refused))
+                self._note(events.StageRefused(node, *refused, message.position))
             case StageFailed():
                 self._stage_failed(node, member, message)
             case Renew():

@@ -1,6 +1,6 @@
 """The stages of one plan, as the head drives them: a scheduled step in, what is read off its outputs out.
 
-The head's own stage is not special: a step carries the index of the stage that it enters next, and whoever gets
+The head's own stages are not special: a step carries the index of the stage that it enters next, and whoever gets
 it runs it, passes it on, or (after the last stage) samples from it. Frames for a stage that its predecessor could
 not dial come to the head, which relays them.
 """
@@ -8,8 +8,10 @@ not dial come to the head, which relays them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from transport.contracts import DataSender, Received, TensorBuffer
 from transport.errors import RemoteProtocolError, TransportError
@@ -17,8 +19,10 @@ from transport.messages import Activation, Plan, Step
 from transport.types import NodeId
 from vramancer_cli.errors import VramancerError
 from vramancer_cli.models.readout import RowOutput
-from vramancer_cli.runtime.contracts import DeviceExecutor, Ends, Engine, Hidden, Stage
+from vramancer_cli.runtime.contracts import Ends
 from vramancer_cli.runtime.data_links import activation
+from vramancer_cli.runtime.local_devices import Leg, LocalDevice, along
+from vramancer_cli.runtime.stage_load import HeldStage
 from vramancer_cli.scheduling.scheduler import Scheduled
 
 Failed = Callable[[NodeId, BaseException], None]
@@ -53,19 +57,17 @@ class Pipeline:
         plan: Plan,
         *,
         head: NodeId,
-        engine: Engine,
-        device: DeviceExecutor,
+        devices: Sequence[LocalDevice],
         ends: Ends,
-        stage: Stage | None,
+        stages: Sequence[HeldStage],
         senders: Mapping[NodeId, DataSender],
         on_failed: Failed,
     ) -> None:
         self._plan = plan
         self._head = head
-        self._engine = engine
-        self._device = device
+        self._devices = devices
         self._ends = ends
-        self._stage = stage
+        self._stages = {held.index: held for held in stages}
         self._senders = senders
         self._on_failed = on_failed
         self._loop = asyncio.get_running_loop()
@@ -76,7 +78,8 @@ class Pipeline:
         """Start a step; the future holds one output per readout. It stays open when the pipeline breaks."""
         results: asyncio.Future[list[RowOutput]] = self._loop.create_future()
         self._in_flight[scheduled.step.number] = _Flight(scheduled, results)
-        self._run_here(scheduled, 0, lambda: self._ends.embed(scheduled.step, scheduled.token_ids), source=self._head)
+        embed = Leg(self._devices[0], partial(self._ends.embed, scheduled.step))
+        self._run_here(scheduled, 0, embed, scheduled.token_ids, source=self._head)
         return results
 
     def on_frame(self, sender: NodeId, received: Received) -> None:
@@ -104,13 +107,17 @@ class Pipeline:
         if self._is_remote(stage):
             self._send(flight.scheduled.step, stage, tuple(received.tensors.values()))
         else:
-            self._run_here(flight.scheduled, stage, lambda: self._engine.from_buffers(received.tensors), source=sender)
+            device = self._stages[stage].device if stage in self._stages else self._devices[0]
+            enter = Leg(device, device.engine.from_buffers)
+            self._run_here(flight.scheduled, stage, enter, received.tensors, source=sender)
 
     def _checked(self, sender: NodeId, received: Received) -> tuple[_Flight, int]:
         message = activation(received)
         stage = message.stage
         if not 1 <= stage <= len(self._plan.stages) or self._plan.stages[stage - 1].node != sender:
             raise RemoteProtocolError(f"An activation for stage {stage} came from a node that is not before it.")
+        if self._is_remote(stage) and self._plan.stages[stage].node == sender:
+            raise RemoteProtocolError(f"An activation for stage {stage} came from the node that holds it.")
         if self._is_remote(stage) and self._plan.stages[stage].node not in self._senders:
             raise RemoteProtocolError(f"An activation for stage {stage} came to the head, which does not feed it.")
         flight = self._in_flight.get(received.number)
@@ -132,8 +139,8 @@ class Pipeline:
 
     # --- what the head runs -------------------------------------------------------------------------------------
 
-    def _run_here(self, scheduled: Scheduled, stage: int, enter: Callable[[], Hidden], source: NodeId) -> None:
-        """Run what the head holds from `stage` on, on the device's thread, then sample or send from there."""
+    def _run_here(self, scheduled: Scheduled, stage: int, enter: Leg, value: Any, source: NodeId) -> None:
+        """Run what the head holds from `stage` on, on its devices' threads, then sample or send from there."""
 
         def done(result: list[RowOutput] | _Onward | None, error: BaseException | None) -> None:
             if isinstance(result, _Onward):
@@ -142,20 +149,21 @@ class Pipeline:
                 self._loop.call_soon_threadsafe(self._settle, scheduled.step, result, error, source)
 
         try:
-            self._device.submit(lambda: self._execute(scheduled, stage, enter()), done)
+            along((enter, *self._legs(scheduled, stage)), value, done)
         except VramancerError as error:
             self._broke(self._head, error)
 
-    def _execute(self, scheduled: Scheduled, stage: int, hidden: Hidden) -> list[RowOutput] | _Onward:
-        """On the device's thread: what was read, or what the next node must get."""
-        stages = self._plan.stages
-        if stage < len(stages) and stages[stage].node == self._head:
-            assert self._stage is not None
-            hidden = self._stage.execute(scheduled.step, hidden)
-            stage += 1
-        if stage == len(stages):
-            return self._ends.read(hidden, scheduled.readouts)
-        return _Onward(stage, self._engine.to_buffers(hidden))
+    def _legs(self, scheduled: Scheduled, stage: int) -> Iterator[Leg]:
+        """From `stage` to where something is read, or to what the next node must get."""
+        device = self._devices[0]
+        while stage in self._stages:
+            held = self._stages[stage]
+            yield held.leg(scheduled.step)
+            device, stage = held.device, stage + 1
+        if stage == len(self._plan.stages):
+            yield Leg(self._devices[0], lambda rows: self._ends.read(rows, scheduled.readouts))
+        else:
+            yield Leg(device, lambda hidden: _Onward(stage, device.engine.to_buffers(hidden)))
 
     def _send(self, step: Step, stage: int, buffers: tuple[TensorBuffer, ...]) -> None:
         """To the node of `stage`, from any thread."""

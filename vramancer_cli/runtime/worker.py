@@ -36,7 +36,7 @@ from transport.messages import (
 from transport.types import Address, LayerRange, NodeFacts, NodeId
 from vramancer_cli.errors import VramancerError
 from vramancer_cli.runtime.checkpoints import Checkpoints
-from vramancer_cli.runtime.contracts import DeviceExecutor, Engine
+from vramancer_cli.runtime.local_devices import LocalDevice, node_load
 from vramancer_cli.runtime.renewal import Renewal
 from vramancer_cli.runtime.tasks import task_group
 from vramancer_cli.runtime.worker_stage import WorkerStage
@@ -70,14 +70,13 @@ class Worker:
     def __init__(
         self,
         facts: Callable[[], NodeFacts],
-        engine: Engine,
-        device: DeviceExecutor,
+        devices: Sequence[LocalDevice],
         checkpoints: Checkpoints | None = None,
     ) -> None:
         self._facts = facts
-        self._engine = engine
+        self._devices = devices
         self._log = log.get("worker")
-        self._stage = WorkerStage(engine, device, self._report, checkpoints)
+        self._stage = WorkerStage(devices, self._report, checkpoints)
         self._session: _Session | None = None
         self._renewal: Renewal | None = None
         self.cluster = ""
@@ -147,7 +146,16 @@ class Worker:
         return answer
 
     def load(self) -> NodeLoad:
-        return NodeLoad(self._engine.used_bytes, self._engine.layer_tokens, self._stage.steps)
+        return node_load(self._devices, self._stage.steps)
+
+    def checked(self, assign: Assign) -> Assign:
+        """Raises RemoteProtocolError for stages that do not exist, or on devices that do not."""
+        if assign.stage >= len(assign.plan.stages):
+            raise RemoteProtocolError(f"Stage {assign.stage} was assigned, of a plan of {len(assign.plan.stages)}.")
+        positions = [assign.plan.stages[index].position for index in assign.plan.run(assign.stage)]
+        if max(positions) >= len(self._devices) or len(set(positions)) < len(positions):
+            raise RemoteProtocolError(f"Stages were assigned to the devices {positions}, of {len(self._devices)}.")
+        return assign
 
     def _report(self, message: Message) -> None:
         if self._session is not None:
@@ -228,7 +236,7 @@ class _Session:
             case Assign():
                 self._stop_loading()
                 self._epoch = message.plan.epoch
-                self._loading = group.create_task(self._hold(_checked(message)), name="worker-load")
+                self._loading = group.create_task(self._hold(self._worker.checked(message)), name="worker-load")
             case Release():
                 if message.epoch >= self._epoch:
                     self._stop_loading()
@@ -257,9 +265,3 @@ class _Session:
         if self._loading is not None:
             self._loading.cancel()
             self._loading = None
-
-
-def _checked(assign: Assign) -> Assign:
-    if assign.stage >= len(assign.plan.stages):
-        raise RemoteProtocolError(f"Stage {assign.stage} was assigned, of a plan of {len(assign.plan.stages)}.")
-    return assign

@@ -1,6 +1,7 @@
-"""The stage that a worker holds: loading it, the steps that come in for it, and the data link onward.
+"""The stages of a plan that a worker holds, one on each device: loading them, the steps that come in for them, and the
+data link onward.
 
-The hot path of an activation never touches the event loop: receiving thread, device thread, sending thread.
+The hot path of an activation never touches the event loop: receiving thread, device threads, sending thread.
 Never the control link: what the head must hear goes through `report`.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from transport.connection import StepOrder
@@ -29,9 +31,11 @@ from transport.types import Address, LayerRange, NodeId
 from vramancer_cli.errors import ModelError, OverLimitError, VramancerError
 from vramancer_cli.runtime import data_links
 from vramancer_cli.runtime.checkpoints import Checkpoints, OwnCheckpoints
-from vramancer_cli.runtime.contracts import DeviceExecutor, Engine, Stage
+from vramancer_cli.runtime.contracts import Engine, Progress, Stage
 from vramancer_cli.runtime.data_links import activation
 from vramancer_cli.runtime.holding import Holding
+from vramancer_cli.runtime.local_devices import Leg, LocalDevice, along
+from vramancer_cli.runtime.stage_load import HeldStage, StageLoad
 from vramancer_cli.telemetry import log
 
 PROGRESS_EVERY_BYTES = 64 << 20
@@ -44,103 +48,108 @@ Report = Callable[[Message], None]
 
 @dataclass(slots=True)
 class _Held:
-    """The stage, and where its results go."""
+    """The stages, which follow each other, and where their results go."""
 
     plan: Plan
-    index: int
-    stage: Stage
+    stages: tuple[HeldStage, ...]
     sender: DataSender
     order: StepOrder
 
     @property
+    def first(self) -> int:
+        return self.stages[0].index
+
+    @property
+    def layers(self) -> LayerRange:
+        return self.plan.run_layers(self.first)
+
+    @property
     def sources(self) -> tuple[NodeId, ...]:
-        """Who may send to it: the stage before it, or the head, which relays."""
-        before = (self.plan.stages[self.index - 1].node,) if self.index else ()
+        """Who may send to it: the node before it, or the head, which relays."""
+        before = (self.plan.stages[self.first - 1].node,) if self.first else ()
         return (*before, self.plan.ends)
 
 
 class WorkerStage:
-    """At most one stage at a time. A DataSink; all else on the event loop, where `report` is called too."""
+    """The stages of at most one plan. A DataSink; all else on the event loop, where `report` is called too."""
 
-    def __init__(
-        self, engine: Engine, device: DeviceExecutor, report: Report, checkpoints: Checkpoints | None = None
-    ) -> None:
-        self._engine = engine
-        self._device = device
+    def __init__(self, devices: Sequence[LocalDevice], report: Report, checkpoints: Checkpoints | None = None) -> None:
+        self._devices = devices
         self._report = report
         self._checkpoints = checkpoints or OwnCheckpoints()
         self._log = log.get("stage")
         self._loop = asyncio.get_running_loop()
-        self._holding = Holding(device)
+        self._holding = Holding([device.executor for device in devices])
         self._held: _Held | None = None
         self.steps = 0
 
     @property
     def layers(self) -> LayerRange | None:
-        held = self._held
-        return held.plan.stages[held.index].layers if held else None
+        return self._held.layers if self._held else None
 
     # --- loading ------------------------------------------------------------------------------------------------
 
     async def hold(self, assign: Assign, network: Network, head_address: Address) -> Message | None:
-        """Load the assigned stage instead of what is held, and dial onward; the answer for the head.
+        """Load the assigned stages instead of what is held, and dial onward; the answer for the head.
 
-        None when it was let go meanwhile. To be cancelled before `let_go` is called.
+        None when they were let go meanwhile. To be cancelled before `let_go` is called.
         """
         self.let_go()
+        load = StageLoad(assign.plan, assign.stage, self._devices, self._holding, self._progress(assign.plan.epoch))
         try:
-            return await self._load_and_dial(assign, network, head_address)
-        except Exception as error:  # the door to the head: whatever it is, this node does not hold that stage
+            return await self._load_and_dial(load, assign, network, head_address)
+        except Exception as error:  # the door to the head: whatever it is, this node does not hold those stages
             self.let_go()
-            return self._sorry(assign, error)
+            return self._sorry(load, assign.plan, error)
 
-    def _sorry(self, assign: Assign, error: Exception) -> Message:
-        epoch, reason = assign.plan.epoch, str(error) or type(error).__name__
+    def _sorry(self, load: StageLoad, plan: Plan, error: Exception) -> Message:
+        epoch, reason = plan.epoch, str(error) or type(error).__name__
         if isinstance(error, TransportError):
             return StageFailed(epoch, 0, reason)
         if isinstance(error, OverLimitError):
-            return AssignRefused(epoch, error.needed_bytes, error.present_bytes, reason)
+            return AssignRefused(epoch, error.needed_bytes, error.present_bytes, reason, load.position)
         if not isinstance(error, VramancerError):
             self._log.error("loading failed", exc_info=error)
-        return AssignRefused(epoch, assign.plan.stages[assign.stage].total_bytes, 0, reason)
+        return AssignRefused(epoch, plan.stages[load.at].total_bytes, 0, reason, load.position)
 
-    async def _load_and_dial(self, assign: Assign, network: Network, head_address: Address) -> StageReady | None:
-        plan, index = assign.plan, assign.stage
+    async def _load_and_dial(
+        self, load: StageLoad, assign: Assign, network: Network, head_address: Address
+    ) -> StageReady | None:
+        await self._holding.settle()
         head = _head_addresses(assign, head_address)
         folder = await self._checkpoints.find(assign, head, self._report)
-        stage = await self._holding.load(lambda: self._load(folder, assign))
-        if stage is None:
+        stages = await load.run(partial(_load, folder, assign.plan))
+        if stages is None:
             return None
         sender, direct = await self._dial_onward(assign, network, head)
         self._holding.keep(sender)
-        self._held = _Held(plan, index, stage, sender, StepOrder())
-        self._log.info("stage ready", layers=str(self.layers), epoch=plan.epoch, direct=direct)
-        return StageReady(plan.epoch, stage.weights_bytes, stage.kv_bytes, direct)
+        self._held = _Held(assign.plan, stages, sender, StepOrder())
+        self._log.info("stage ready", layers=str(self.layers), epoch=assign.plan.epoch, direct=direct)
+        weights_bytes = sum(held.stage.weights_bytes for held in stages)
+        return StageReady(assign.plan.epoch, weights_bytes, sum(held.stage.kv_bytes for held in stages), direct)
 
-    def _load(self, folder: Path, assign: Assign) -> Stage:
-        """On the device's thread."""
-        if self._engine.digest(folder) != assign.plan.model.digest:
-            raise ModelError(f"This node's copy of '{assign.plan.model.name}' is not the head's.")
+    def _progress(self, epoch: int) -> Progress:
+        """For the devices' threads: tells the head every now and then."""
         reported = 0
 
         def progress(loaded_bytes: int, total_bytes: int) -> None:
             nonlocal reported
             if loaded_bytes - reported >= PROGRESS_EVERY_BYTES or loaded_bytes == total_bytes:
                 reported = loaded_bytes
-                message = LoadProgress(assign.plan.epoch, loaded_bytes, total_bytes)
-                self._loop.call_soon_threadsafe(self._report, message)
+                self._loop.call_soon_threadsafe(self._report, LoadProgress(epoch, loaded_bytes, total_bytes))
 
-        return self._engine.load_stage(folder, assign.plan, assign.stage, progress)
+        return progress
 
     async def _dial_onward(self, assign: Assign, network: Network, head: Sequence[Address]) -> tuple[DataSender, bool]:
-        """A data link to the next stage's node; where that node cannot be reached, to the head, which relays."""
+        """A data link to the node of the next stage; where it cannot be reached, to the head, which relays."""
         plan = assign.plan
 
         def closed(_node: NodeId, error: TransportError | None) -> None:
             if error is not None:
                 self._loop.call_soon_threadsafe(self._link_broke, plan.epoch, 0, error)
 
-        node = plan.stages[assign.stage + 1].node if assign.stage + 1 < len(plan.stages) else plan.ends
+        following = plan.run(assign.stage).stop
+        node = plan.stages[following].node if following < len(plan.stages) else plan.ends
         if node != plan.ends:
             try:
                 return await data_links.dial(network, assign.addresses.get(node, ()), node, closed), True
@@ -161,9 +170,9 @@ class WorkerStage:
         held = self._held
         if held is None or received.epoch != held.plan.epoch:
             return  # of an older plan
-        if sender not in held.sources or message.stage != held.index:
+        if sender not in held.sources or message.stage != held.first:
             raise RemoteProtocolError(
-                f"An activation for stage {message.stage} came to stage {held.index} from a stranger."
+                f"An activation for stage {message.stage} came to stage {held.first} from a stranger."
             )
         held.order.accept(received.epoch, received.number)
         try:
@@ -175,8 +184,9 @@ class WorkerStage:
         """Nothing to do: the head sees a lost node on its control link, and the next plan dials anew."""
 
     def _execute(self, held: _Held, step: Step, buffers: Mapping[str, TensorBuffer]) -> None:
-        def work() -> tuple[TensorBuffer, ...]:
-            return self._engine.to_buffers(held.stage.execute(step, self._engine.from_buffers(buffers)))
+        first, last = held.stages[0].device, held.stages[-1].device
+        stages = (stage.leg(step) for stage in held.stages)
+        legs = (Leg(first, first.engine.from_buffers), *stages, Leg(last, last.engine.to_buffers))
 
         def done(result: tuple[TensorBuffer, ...] | None, error: BaseException | None) -> None:
             if result is None:
@@ -184,11 +194,11 @@ class WorkerStage:
                 return
             self.steps += 1
             try:
-                held.sender.send(step.epoch, step.number, Activation(held.index + 1, step), result)
+                held.sender.send(step.epoch, step.number, Activation(held.stages[-1].index + 1, step), result)
             except TransportError as link_error:
                 self._loop.call_soon_threadsafe(self._link_broke, step.epoch, step.number, link_error)
 
-        self._device.submit(work, done)
+        along(legs, buffers, done)
 
     # --- failing ------------------------------------------------------------------------------------------------
 
@@ -203,6 +213,13 @@ class WorkerStage:
     def _report_link(self, failed: StageFailed) -> None:
         if self._held is not None and self._held.plan.epoch == failed.epoch:
             self._report(failed)
+
+
+def _load(folder: Path, plan: Plan, engine: Engine, index: int, progress: Progress) -> Stage:
+    """On the device's thread."""
+    if engine.digest(folder) != plan.model.digest:
+        raise ModelError(f"This node's copy of '{plan.model.name}' is not the head's.")
+    return engine.load_stage(folder, plan, index, progress)
 
 
 def _head_addresses(assign: Assign, seen: Address) -> tuple[Address, ...]:

@@ -31,7 +31,8 @@ class _Beginning:
 
 
 class CacheAllocator:
-    """The blocks and state slots of one epoch. `reused_tokens` counts those that were not computed again."""
+    """The blocks and state slots of one epoch. Of the `asked_tokens` that sequences began with, `reused_tokens` were
+    there already and were not computed again."""
 
     def __init__(
         self,
@@ -43,6 +44,7 @@ class CacheAllocator:
         state_slots: int = 0,
         prefix_cache: bool = True,
     ) -> None:
+        self.asked_tokens = 0
         self.reused_tokens = 0
         self._block_tokens = block_tokens
         self._groups = (
@@ -80,6 +82,7 @@ class CacheAllocator:
         )
         state_slot = -1 if self._states is None else self._states.take(1)[0]
         sequence.begin(tables, found.tokens, copies, state_slot)
+        self.asked_tokens += sequence.token_count
         self.reused_tokens += found.tokens
         return True
 

@@ -176,6 +176,11 @@ class Scheduler:
         return self._allocator.reused_tokens
 
     @property
+    def asked_tokens(self) -> int:
+        """Tokens that sequences began with, those among them."""
+        return self._allocator.asked_tokens
+
+    @property
     def last_step_s(self) -> float:
         """From schedule to commit, of the step that was committed last; 0 before the first."""
         return self._last_step_s

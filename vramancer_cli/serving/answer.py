@@ -78,6 +78,7 @@ def generation_request(
         stop_token_ids=tools.stop_token_ids | options.stop_token_ids,
         choices=options.best_of,
         prompt_logprobs=_prompt_logprobs(options, max_tokens),
+        priority=-options.priority,
     )
 
 

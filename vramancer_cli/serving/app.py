@@ -17,7 +17,7 @@ from vramancer_cli.serving import completions, cors, embeddings, model_routes, p
 from vramancer_cli.serving.auth import Asked, Role, is_loopback
 from vramancer_cli.serving.body import check_signed_body
 from vramancer_cli.serving.connection import Connection, fault_response
-from vramancer_cli.serving.context import ADMIN, GATE, REGISTRY, SETTINGS, TOKENIZERS, Tokenizers
+from vramancer_cli.serving.context import ADMIN, GATE, REGISTRY, ROLE, SETTINGS, TOKENIZERS, Tokenizers
 from vramancer_cli.serving.door import Door, Entrance
 from vramancer_cli.serving.exposure import check_exposure
 from vramancer_cli.serving.faults import Fault, fault_of, is_bug
@@ -132,6 +132,7 @@ async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     caller = await gate.admit(asked, role)
     if _is_preflight(request):
         return web.Response(status=204, headers=cors.preflight_headers())
+    request[ROLE] = caller.role
     with gate.running(caller):
         if caller.body is not None:
             await check_signed_body(request, caller.body)

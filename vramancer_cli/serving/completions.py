@@ -17,9 +17,9 @@ from vramancer_cli.serving import sse
 from vramancer_cli.serving.answer import answer, echoed, generation_request, prompt_tokens
 from vramancer_cli.serving.body import read_body
 from vramancer_cli.serving.connection import json_response
-from vramancer_cli.serving.context import SETTINGS, TOKENIZERS
+from vramancer_cli.serving.context import ROLE, SETTINGS, TOKENIZERS
 from vramancer_cli.serving.draft import Draft, best
-from vramancer_cli.serving.faults import fault_of, is_bug
+from vramancer_cli.serving.faults import Fault, RefusedError, fault_of, is_bug
 from vramancer_cli.serving.model_routes import deployment_of
 from vramancer_cli.serving.openai import ChatQuery, Options, TextQuery, parse_chat, parse_text
 from vramancer_cli.serving.replies import ChatShape, Envelope, Piece, Shape, TextShape, Usage
@@ -63,6 +63,7 @@ async def _telling(request: web.Request, query: ChatQuery | TextQuery) -> _Telli
     deployment = await deployment_of(request, query.model)
     tools = await request.app[TOKENIZERS].of(deployment)
     options = query.options
+    _check_priority(options, request[ROLE])
     prompt = await prompt_tokens(query, tools, deployment.context_tokens)
     default_tokens = request.app[SETTINGS].default_chat_tokens
     ask = generation_request(uuid.uuid4().hex, prompt, options, tools, deployment.context_tokens, default_tokens)
@@ -70,6 +71,13 @@ async def _telling(request: web.Request, query: ChatQuery | TextQuery) -> _Telli
     shape = (ChatShape if isinstance(query, ChatQuery) else TextShape)(envelope, tools.token_bytes)
     pieces = answer(deployment, ask, tools, options.stop, echoed(query, tools))
     return _Telling(pieces, shape, options, len(prompt))
+
+
+def _check_priority(options: Options, role: str) -> None:
+    """Anybody may let others go first; to go first oneself is to make them wait. Raises RefusedError."""
+    if options.priority < 0 and role != "admin":
+        told = "A 'priority' below 0 goes before everybody's, which takes a key of role admin."
+        raise RefusedError(Fault(403, told, "permission_error", "priority", "insufficient_role"))
 
 
 async def _whole(telling: _Telling) -> web.Response:

@@ -37,4 +37,6 @@ REGISTRY: Final = web.AppKey("registry", Registry)
 ADMIN: Final = web.AppKey("admin", Admin)
 SETTINGS: Final = web.AppKey("settings", ServerSettings)
 GATE: Final = web.AppKey("gate", Gate)
+ROLE: Final = web.RequestKey("role", str)
+"""Of a request: the role of who asks, as the gate found it."""
 TOKENIZERS: Final = web.AppKey("tokenizers", Tokenizers)

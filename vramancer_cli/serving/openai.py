@@ -35,6 +35,7 @@ MAX_STOPS: Final = 4
 MAX_STOP_CHARACTERS: Final = 512
 MAX_CHOICES: Final = 16
 DEFAULT_COMPLETION_TOKENS: Final = 16
+MOST_PRIORITY: Final = 1000
 PROMPT_KINDS: Final = "a string or a list of token ids"
 
 CHAT_UNSUPPORTED: Final[dict[str, tuple[Any, ...]]] = {
@@ -60,7 +61,8 @@ TEXT_UNSUPPORTED: Final[dict[str, tuple[Any, ...]]] = {"suffix": ("",)}
 class Options:
     """What both endpoints share. `max_tokens` is None where the request names none, and 0 only with `echo`.
 
-    `best_of` answers are made, and the `n` with the highest mean log-probability are given.
+    `best_of` answers are made, and the `n` with the highest mean log-probability are given. The lower `priority`, the
+    earlier.
     """
 
     sampling: SamplingParams = field(default_factory=SamplingParams)
@@ -72,6 +74,7 @@ class Options:
     stream: bool = False
     include_usage: bool = False
     echo: bool = False
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +132,7 @@ def _options(body: Body, top_logprobs: int | None, max_tokens: int | None, *, ec
         stream=stream,
         include_usage=_include_usage(body.get("stream_options"), stream),
         echo=echo,
+        priority=integer(body, "priority", low=-MOST_PRIORITY, high=MOST_PRIORITY) or 0,
     )
     _refuse_contradictions(options)
     return options

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from tests.helpers.cluster_bench import ClusterBench
-from tests.helpers.planning_values import HEAD, MIB, model_facts, node_facts, node_id, settings
-from transport.messages import NodeLoad
+from tests.helpers.planning_values import HEAD, MIB, model_facts, node_facts, node_id, node_load, settings
 from transport.types import Versions
 from vramancer_cli.cluster import events
 from vramancer_cli.cluster.board import cluster_status
@@ -84,8 +83,8 @@ def test_while_a_node_fetches_its_weights() -> None:
 def test_when_it_serves() -> None:
     bench = bench_of(30, 30, 1)
     bench.run_until_quiet()
-    bench.note(events.NodeHeard(ONE, bench.now, NodeLoad(7, 8, 9), 0.002))
-    bench.note(events.NodeHeard(HEAD, bench.now, NodeLoad(1, 2, 3), 0.0))
+    bench.note(events.NodeHeard(ONE, bench.now, node_load(7, 8, 9), 0.002))
+    bench.note(events.NodeHeard(HEAD, bench.now, node_load(1, 2, 3), 0.0))
     status = board(bench)
     assert (status.state, status.reason, status.epoch, status.dtype) == ("ready", "", 1, "float32")
     assert (status.running, status.waiting, status.tokens_per_s, status.uptime_s) == (1, 2, 3.5, 12.0)
@@ -150,7 +149,7 @@ def test_a_newcomer_while_busy_a_refusal_and_other_versions() -> None:
     bench.run_until_quiet()
     bench.note(events.BusyChanged(1, 0))
     bench.join_number(1, 60 * MIB, present_bytes=MIB)
-    bench.join(node_facts(2, MIB, Versions("0.1.0", "2.12.0", "5.23.0")))
+    bench.join(node_facts(2, MIB, versions=Versions("0.1.0", "2.12.0", "5.23.0")))
     assert (node(bench, ONE).state, node(bench, ONE).why) == ("joined", "used as soon as no request is running")
     assert node(bench, TWO).state == "spare"
     assert node(bench, TWO).why.startswith("not used: it computes with torch 2.12.0")
@@ -173,3 +172,14 @@ def test_a_node_that_keeps_failing_is_named_with_the_time_that_is_left() -> None
     status = board(bench)
     assert status.state == "waiting", "the head alone has too little memory"
     assert "'node-1' is not used for a while: it failed 3 times" in status.reason
+
+
+def test_what_an_older_head_does_not_tell_has_a_default() -> None:
+    told = board(bench_of(30)).to_json()
+    for key in ("quantize", "prefix_found_tokens", "prefix_asked_tokens"):
+        del told[key]
+    for entry in told["nodes"]:
+        del entry["devices"]
+    status = ClusterStatus.from_json(told)
+    assert (status.quantize, status.prefix_found_tokens, status.prefix_asked_tokens) == ("none", 0, 0)
+    assert status.nodes[0].devices == ()

@@ -13,16 +13,15 @@ from functools import cache
 import pytest
 
 from tests.helpers.cluster_bench import ClusterBench
-from tests.helpers.planning_values import HEAD, VERSIONS, model_facts, node_facts, node_id, settings
-from transport.messages import NodeLoad
+from tests.helpers.planning_values import HEAD, VERSIONS, device, model_facts, node_facts, node_id, node_load, settings
 from transport.types import Versions
 from vramancer_cli.cluster import events, membership
 from vramancer_cli.cluster.board import cluster_status
 from vramancer_cli.cluster.reconcile import Reconciliation, next_actions
 from vramancer_cli.cluster.records import BACK_OFF_S
-from vramancer_cli.cluster.state import considering
+from vramancer_cli.cluster.state import State, considering
 from vramancer_cli.errors import DoesNotFitError
-from vramancer_cli.planning.facts import NodeCapacity
+from vramancer_cli.planning.facts import DeviceCapacity
 from vramancer_cli.planning.placement import place
 from vramancer_cli.planning.plan import validate
 
@@ -57,9 +56,10 @@ class History:
 
     def join(self) -> None:
         versions = OLD_TORCH if self.rng.random() < 0.1 else VERSIONS
-        facts = node_facts(self.rng.randint(1, 4), self.rng.choice(LIMITS_BYTES), versions)
-        present_bytes = int(facts.limit_bytes * self.rng.choice(HONESTY))
-        self.bench.join(facts, present_bytes, overhead_bytes=self.rng.choice((0, 0, 700)))
+        limits = [self.rng.choice(LIMITS_BYTES) for _ in range(self.rng.choice((1, 1, 1, 2, 3)))]
+        facts = node_facts(self.rng.randint(1, 4), *limits, versions=versions)
+        present = [int(limit_bytes * self.rng.choice(HONESTY)) for limit_bytes in limits]
+        self.bench.join(facts, *present, overhead_bytes=self.rng.choice((0, 0, 700)))
 
     def lose(self) -> None:
         self.bench.lose(self.rng.randint(1, 4))
@@ -70,7 +70,7 @@ class History:
     def wait(self) -> None:
         self.bench.wait(self.rng.choice((0.1, 0.5, 1.0, 2.5)))
         for node in self.bench.workers:
-            self.bench.note(events.NodeHeard(node, self.bench.now, NodeLoad(1, 2, 3), 0.001))
+            self.bench.note(events.NodeHeard(node, self.bench.now, node_load(1, 2, 3), 0.001))
         assert membership.silent(self.bench.state, self.bench.now, 1.0) == ()
 
     def back_off(self) -> None:
@@ -139,22 +139,29 @@ class History:
         assert serving is not None
         assert state.model is not None
         assert state.considered is not None
-        validate(serving, state.model, dict(considering(state)))
+        validate(serving, state.model, {device.place: device.limit_bytes for device in considered(state)})
         assert considering(state) <= state.considered, "a newcomer was forgotten"
         for stage in serving.stages:
             worker = self.bench.workers[stage.node]
             assert worker.facts.versions == VERSIONS
-            assert stage.total_bytes + worker.overhead_bytes <= worker.present_bytes
+            assert stage.total_bytes + worker.overhead_bytes <= worker.present[stage.position]
 
     def fits(self) -> bool:
         state = self.bench.state
-        nodes = [NodeCapacity(n, n, state.nodes[n].facts.device, limit) for n, limit in considering(state)]
         assert state.model is not None
         try:
-            place(state.model, nodes, HEAD, settings(), 1)
+            place(state.model, considered(state), HEAD, settings(), 1)
         except DoesNotFitError:
             return False
         return True
+
+
+def considered(state: State) -> list[DeviceCapacity]:
+    return [
+        DeviceCapacity(node, node, device(), limit_bytes, position)
+        for node, limits in considering(state)
+        for position, limit_bytes in enumerate(limits)
+    ]
 
 
 @cache

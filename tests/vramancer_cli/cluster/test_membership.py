@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from tests.helpers.cluster_bench import ClusterBench
-from tests.helpers.planning_values import HEAD, MIB, model_facts, node_id, settings
-from transport.messages import NodeLoad
+from tests.helpers.planning_values import HEAD, MIB, model_facts, node_id, node_load, settings
 from vramancer_cli.cluster import events
 from vramancer_cli.cluster.membership import FETCHING_S, LOADING_S, rested, silent, stuck
 from vramancer_cli.cluster.records import BACK_OFF_S, FAILURES
@@ -26,7 +25,7 @@ def test_nobody_is_silent_until_three_intervals_have_passed() -> None:
 
 def test_who_was_heard_stays_and_who_is_lost_is_not_lost_again() -> None:
     bench = bench_of_three()
-    bench.note(events.NodeHeard(node_id(1), 14.0, NodeLoad(0, 0, 0), 0.01))
+    bench.note(events.NodeHeard(node_id(1), 14.0, node_load(0, 0, 0), 0.01))
     lost = silent(bench.state, 15.0, 1.0)
     assert lost == (events.NodeLost(node_id(2), "silent for 5.0 s", 15.0),)
     bench.note(lost[0])

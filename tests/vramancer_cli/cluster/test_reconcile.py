@@ -130,7 +130,7 @@ def test_a_refusal_plans_again_with_what_is_present() -> None:
     bench.run_until_quiet()
     assert bench.serving is not None
     assert len(bench.made()) == 2
-    assert {node.node: node.limit_bytes for node in bench.made()[1].nodes} == {HEAD: 30 * MIB, ONE: 10 * MIB}
+    assert {node.node: node.limit_bytes for node in bench.made()[1].devices} == {HEAD: 30 * MIB, ONE: 10 * MIB}
 
 
 def test_a_node_that_refuses_everything_is_left_out() -> None:
@@ -199,10 +199,10 @@ def test_a_rejoined_node_is_assigned_again() -> None:
 
 def test_nodes_that_compute_differently_are_not_planned_with() -> None:
     bench = bench_of(30)
-    bench.join(node_facts(1, 60 * MIB, Versions("0.1.0", "2.12.0", "5.23.0")))
+    bench.join(node_facts(1, 60 * MIB, versions=Versions("0.1.0", "2.12.0", "5.23.0")))
     bench.run_until_quiet()
     assert bench.serving is None
-    assert [node.node for node in bench.made()[0].nodes] == [HEAD]
+    assert [node.node for node in bench.made()[0].devices] == [HEAD]
     bench.join(node_facts(2, 30 * MIB))
     bench.run_until_quiet()
     assert bench.serving is not None

@@ -8,8 +8,7 @@ import pytest
 
 from tests.helpers.cluster_bench import ClusterBench
 from tests.helpers.cluster_invariants import validate
-from tests.helpers.planning_values import HEAD, MIB, model_facts, node_facts, node_id, settings
-from transport.messages import NodeLoad
+from tests.helpers.planning_values import HEAD, MIB, model_facts, node_facts, node_id, node_load, settings
 from transport.types import Versions
 from vramancer_cli.cluster import events
 from vramancer_cli.cluster.records import BACK_OFF_S, FAILURE_WINDOW_S, FAILURES, StageRecord
@@ -49,7 +48,7 @@ def test_a_node_that_joins_again_replaces_its_record_and_breaks_its_plan() -> No
     bench = serving_bench()
     bench.note(events.NodeJoined(node_facts(1, 7 * MIB), bench.now, is_head=False))
     record = bench.state.nodes[ONE]
-    assert (record.limit_bytes, record.stage, record.joined_at) == (7 * MIB, None, bench.now)
+    assert (record.limits, record.stage, record.joined_at) == ((7 * MIB,), None, bench.now)
     assert broken_by(bench) == ("'node-1' started again", ONE)
 
 
@@ -63,11 +62,11 @@ def test_a_second_head_is_a_worker() -> None:
 
 def test_figures_come_with_being_heard_and_stay_while_not_measured() -> None:
     bench = planned_bench()
-    bench.note(events.NodeHeard(ONE, 200.0, NodeLoad(1, 2, 3), 0.5))
-    bench.note(events.NodeHeard(ONE, 201.0, NodeLoad(4, 5, 6), None))
-    bench.note(events.NodeHeard(ONE, 150.0, NodeLoad(7, 8, 9), None))
+    bench.note(events.NodeHeard(ONE, 200.0, node_load(1, 2, 3), 0.5))
+    bench.note(events.NodeHeard(ONE, 201.0, node_load(4, 5, 6), None))
+    bench.note(events.NodeHeard(ONE, 150.0, node_load(7, 8, 9), None))
     record = bench.state.nodes[ONE]
-    assert (record.load, record.round_trip_s, record.last_heard) == (NodeLoad(7, 8, 9), 0.5, 201.0)
+    assert (record.load, record.round_trip_s, record.last_heard) == (node_load(7, 8, 9), 0.5, 201.0)
 
 
 def test_a_lost_node_of_the_plan_breaks_it_and_the_first_cause_is_told() -> None:
@@ -85,7 +84,7 @@ def test_the_head_and_strangers_are_never_lost_and_the_lost_are_not_heard() -> N
         assert apply(bench.state, events.NodeLost(node, "silent", 1.0)) is bench.state
     bench.note(events.NodeLost(ONE, "silent", 300.0))
     for late in (
-        events.NodeHeard(ONE, 301.0, NodeLoad(0, 0, 0), 0.1),
+        events.NodeHeard(ONE, 301.0, node_load(0, 0, 0), 0.1),
         events.NodeLost(ONE, "again", 302.0),
         events.StageBecameReady(ONE, 1, True),
         events.Assigned(ONE, 1, 1.0),
@@ -182,19 +181,36 @@ def test_loading_and_ready() -> None:
 def test_a_refusal_lowers_the_limit_strictly(needed_more: int, present: int, limit: int | None) -> None:
     bench = planned_bench()
     assert bench.state.active_plan is not None
-    planned = held_bytes(bench.state.active_plan)[ONE]
-    before = bench.state.nodes[ONE].limit_bytes
+    planned = held_bytes(bench.state.active_plan)[ONE, 0]
+    (before,) = bench.state.nodes[ONE].limits
     if needed_more:
         needed_more, limit = MIB, present - MIB
     bench.note(events.StageRefused(ONE, 1, planned + needed_more, present, "not enough"))
-    assert bench.state.nodes[ONE].limit_bytes == limit < before
+    assert bench.state.nodes[ONE].limits == (limit,)
+    assert limit is not None
+    assert limit < before
     assert broken_by(bench) == ("'node-1' refused its layers: not enough", ONE)
 
 
 def test_the_head_may_refuse_for_its_ends_too() -> None:
     bench = planned_bench()
     bench.note(events.StageRefused(HEAD, 1, 19 * MIB, 18 * MIB, "not enough"))
-    assert bench.state.nodes[HEAD].limit_bytes == 18 * MIB
+    assert bench.state.nodes[HEAD].limits == (18 * MIB,)
+
+
+def test_a_device_that_refuses_lowers_no_other_devices_limit() -> None:
+    bench = ClusterBench()
+    bench.choose(FACTS, settings())
+    bench.join(node_facts(0, 15 * MIB))
+    bench.join(node_facts(1, 15 * MIB, 15 * MIB))
+    bench.wait(1.0)
+    bench.reconcile()
+    assert bench.state.active_plan is not None
+    assert [(stage.node, stage.position) for stage in bench.state.active_plan.stages] == [(HEAD, 0), (ONE, 0), (ONE, 1)]
+    bench.note(events.StageRefused(ONE, 1, 14 * MIB, 9 * MIB, "not enough", position=1))
+    assert bench.state.nodes[ONE].limits == (15 * MIB, 9 * MIB)
+    bench.note(events.StageRefused(ONE, 1, 14 * MIB, 9 * MIB, "of no device", position=2))
+    assert bench.state.nodes[ONE].limits == (15 * MIB, 9 * MIB)
 
 
 def test_a_stopped_epoch_is_spent() -> None:
@@ -254,8 +270,12 @@ def test_another_model_breaks_the_plan_and_the_same_again_does_not() -> None:
 
 def test_nodes_that_compute_differently_are_no_candidates() -> None:
     bench = planned_bench()
-    bench.note(events.NodeJoined(node_facts(7, MIB, Versions("0.1.0", "2.12.0", "5.23.0")), bench.now, is_head=False))
-    bench.note(events.NodeJoined(node_facts(8, MIB, Versions("9.9.9", "2.13.0", "5.23.0")), bench.now, is_head=False))
+    bench.note(
+        events.NodeJoined(node_facts(7, MIB, versions=Versions("0.1.0", "2.12.0", "5.23.0")), bench.now, is_head=False)
+    )
+    bench.note(
+        events.NodeJoined(node_facts(8, MIB, versions=Versions("9.9.9", "2.13.0", "5.23.0")), bench.now, is_head=False)
+    )
     assert candidates(bench.state).keys() == {HEAD, ONE, TWO, node_id(8)}
     reason = mismatch(bench.state, bench.state.nodes[node_id(7)])
     assert reason is not None
@@ -275,7 +295,7 @@ def test_validate_finds_contradictions() -> None:
     for broken in (
         replace(state, nodes={**state.nodes, ONE: replace(node, status="lost")}),
         replace(state, nodes={**state.nodes, ONE: replace(node, is_head=True)}),
-        replace(state, nodes={**state.nodes, ONE: replace(node, limit_bytes=node.facts.limit_bytes + 1)}),
+        replace(state, nodes={**state.nodes, ONE: replace(node, limits=(node.facts.limit_bytes + 1,))}),
         replace(state, nodes={HEAD: state.nodes[HEAD]}),
         replace(state, epoch=0),
         replace(state, serving_epoch=9),

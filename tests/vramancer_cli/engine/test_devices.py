@@ -18,11 +18,43 @@ def test_the_cpu_is_always_there_and_knows_its_memory_and_name():
 
 
 def test_auto_takes_the_first_of_the_list():
-    assert devices.choose("auto") == devices.torch_device(devices.list_devices()[0])
-    assert devices.choose("cpu") == torch.device("cpu")
+    assert str(devices.choose("auto")) == str(devices.list_devices()[0])
+    assert devices.torch_device(devices.choose("cpu")) == torch.device("cpu")
 
 
-@pytest.mark.parametrize("choice", ["cuda:99", "xpu:99", "mps:7", "cpu:1"])
+def test_auto_is_every_gpu_and_the_cpu_only_where_there_is_none():
+    gpus = [str(device) for device in devices.list_devices() if device.kind != "cpu"]
+    assert [str(device) for device in devices.choose_all(["auto"])] == (gpus or ["cpu"])
+    assert [str(device) for device in devices.choose_all(["auto", "cpu"])] == [*gpus, "cpu"]
+
+
+def test_the_cpu_may_be_lent_more_than_once():
+    assert [str(device) for device in devices.choose_all(["cpu", "cpu"])] == ["cpu", "cpu:1"]
+    assert [str(device) for device in devices.choose_all(["cpu:1", "cpu:0"])] == ["cpu:1", "cpu"]
+    assert devices.torch_device(devices.choose("cpu:1")) == torch.device("cpu")
+
+
+@pytest.mark.parametrize("choices", [("cpu:1", "cpu:1"), ("cpu:0", "cpu:0"), ("cpu:1", "cpu")])
+def test_a_device_that_is_named_twice_is_refused(choices: tuple[str, ...]):
+    with pytest.raises(DeviceError, match="twice"):
+        devices.choose_all(choices)
+
+
+def test_each_device_has_the_limit_that_is_given_for_it():
+    cpu, second = devices.choose_all(["cpu", "cpu"])
+    assert devices.limits_bytes([cpu, second], [3, 4]) == [3, 4]
+    assert devices.limits_bytes([cpu, second], [5]) == [5, 5]
+    with pytest.raises(DeviceError, match="3 sizes are given for 2 devices"):
+        devices.limits_bytes([cpu, second], [3, 4, 5])
+
+
+def test_devices_in_the_machines_memory_share_what_is_free_of_it():
+    cpu, mps, gpu = (DeviceFacts(kind, 0, "", 1000, 500) for kind in ("cpu", "mps", "cuda"))
+    assert devices.limits_bytes([cpu, mps, gpu], []) == [175, 175, 450]
+    assert devices.limits_bytes([gpu, cpu], []) == [450, 350]
+
+
+@pytest.mark.parametrize("choice", ["cuda:99", "xpu:99", "mps:7", "cpu:99"])
 def test_a_device_that_is_not_there_is_refused_with_what_there_is(choice: str):
     with pytest.raises(DeviceError, match=f"no device '{choice}'.*cpu"):
         devices.choose(choice)

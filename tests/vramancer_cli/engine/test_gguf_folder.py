@@ -23,7 +23,7 @@ from vramancer_cli.engine import weights
 from vramancer_cli.engine.checkpoint import open_checkpoint
 from vramancer_cli.engine.gguf_folder import unfold
 from vramancer_cli.engine.quant import quantise
-from vramancer_cli.engine.ranges import stage_ranges
+from vramancer_cli.engine.ranges import layer_ranges
 from vramancer_cli.engine.torch_engine import TorchEngine
 from vramancer_cli.errors import ModelError
 from vramancer_cli.runtime.weight_fetch import fetch_heads, fetch_ranges
@@ -214,7 +214,7 @@ def test_a_worker_gets_its_layers_out_of_the_file(tmp_path: Path, engine: TorchE
     plan = make_plan(engine, scene.model, 3)
     copy, link = scene.copy(), scene.link()
     fetch_heads(link, copy, scene.ref)
-    head_bytes, ranges = link.moved_bytes, stage_ranges(copy.folder, plan, 1)
+    head_bytes, ranges = link.moved_bytes, layer_ranges(copy.folder, plan, plan.stages[1].layers)
     fetch_ranges(link, copy, ranges, lambda _there, _moved: None)
     copied, original = open_checkpoint(copy.folder), open_checkpoint(scene.model)
     assert copied.digest == original.digest

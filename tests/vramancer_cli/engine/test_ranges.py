@@ -8,7 +8,7 @@ from tests.helpers.checkpoints import make_checkpoint
 from transport.messages import ModelRef, Plan, StagePlan
 from transport.types import DeviceFacts, LayerRange
 from vramancer_cli.engine.checkpoint import open_checkpoint
-from vramancer_cli.engine.ranges import stage_ranges
+from vramancer_cli.engine.ranges import layer_ranges
 from vramancer_cli.engine.shard import Shard
 from vramancer_cli.errors import ModelError
 
@@ -26,7 +26,7 @@ def test_the_ranges_are_the_bytes_of_the_layers_in_file_order(tmp_path: Path, fa
     """Of a family whose experts are fused on load, too: there several stored tensors become one."""
     folder = make_checkpoint(tmp_path / "model", family, shard_size=shard_size, num_hidden_layers=4)
     plan = plan_of(folder, LayerRange(1, 3))
-    ranges = stage_ranges(folder, plan, 0)
+    ranges = layer_ranges(folder, plan, LayerRange(1, 3))
     stored = open_checkpoint(folder).tensors
     owned = {t for name, t in stored.items() if ".layers.1." in name or ".layers.2." in name}
     assert {(r.path, r.start, r.size_bytes) for r in ranges} == {(t.path, t.start, t.size_bytes) for t in owned}
@@ -40,7 +40,7 @@ def test_another_model_than_the_plans_is_refused(tmp_path: Path) -> None:
     plan = plan_of(folder, LayerRange(0, 2))
     other = replace_ref(plan)
     with pytest.raises(ModelError, match="another version"):
-        stage_ranges(folder, other, 0)
+        layer_ranges(folder, other, LayerRange(0, 2))
 
 
 def replace_ref(plan: Plan) -> Plan:

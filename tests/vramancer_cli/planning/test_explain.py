@@ -33,9 +33,9 @@ def test_layers() -> None:
 def test_the_sentence_of_a_stage() -> None:
     stage = StagePlan(HEAD, device(), LayerRange(0, 4), 10 * MIB, 5 * MIB, MIB)
     node = capacity(0, 24 * MIB)
-    assert explain.stage_reason(stage, node, "another", 5 * MIB) == "layers 0-3: 16.0 MiB of its 24.0 MiB limit"
+    assert explain.stage_reason(stage, node, ends_bytes=None) == "layers 0-3: 16.0 MiB of its 24.0 MiB limit"
     expected = "layers 0-3: 21.0 MiB of its 24.0 MiB limit; also holds both ends (5.0 MiB)"
-    assert explain.stage_reason(stage, node, HEAD, 5 * MIB) == expected
+    assert explain.stage_reason(stage, node, ends_bytes=5 * MIB) == expected
 
 
 def test_the_sentences_of_a_node_without_layers() -> None:

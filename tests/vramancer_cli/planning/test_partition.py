@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from transport.types import LayerRange
-from vramancer_cli.planning.partition import gaps, partition
+from vramancer_cli.planning.partition import gaps, narrowed, partition
 
 SIZES = st.lists(st.integers(0, 9), min_size=1, max_size=7)
 ROOMS = st.lists(st.integers(-3, 25), min_size=1, max_size=4)
@@ -79,3 +79,13 @@ def test_a_gap_is_the_least_that_one_more_room_there_must_hold(sizes: list[int],
             assert partition(sizes, [*rooms[:position], needed - 1, *rooms[position:]]) is None
         else:
             assert partition(sizes, rooms) is not None
+
+
+@given(SIZES, ROOMS, st.lists(st.integers(-3, 25), max_size=3), st.lists(st.integers(-3, 25), max_size=3), st.data())
+def test_a_narrowed_gap_is_what_one_room_among_several_must_hold(
+    sizes: list[int], rooms: list[int], before: list[int], behind: list[int], data: st.DataObject
+) -> None:
+    position = data.draw(st.integers(0, len(rooms)))
+    left = narrowed(sizes, gaps(sizes, rooms)[position], before, behind)
+    whole = gaps(sizes, [*rooms[:position], *before, *behind, *rooms[position:]])[position + len(before)]
+    assert left == whole or not (len(left) or len(whole))

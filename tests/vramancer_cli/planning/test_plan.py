@@ -37,9 +37,9 @@ def test_a_sound_plan_passes_and_the_limits_are_looked_at() -> None:
     validate(PLAN, FACTS)
     validate(PLAN, FACTS, held_bytes(PLAN))
     with pytest.raises(ValueError, match="over its limit"):
-        validate(PLAN, FACTS, {**held_bytes(PLAN), HEAD: held_bytes(PLAN)[HEAD] - 1})
+        validate(PLAN, FACTS, {**held_bytes(PLAN), (HEAD, 0): held_bytes(PLAN)[HEAD, 0] - 1})
     with pytest.raises(ValueError, match="over its limit"):
-        validate(PLAN, FACTS, {HEAD: 1 << 40})
+        validate(PLAN, FACTS, {(HEAD, 0): 1 << 40})
 
 
 def test_a_window_group_is_paid_for_and_holds_one_sequence() -> None:
@@ -67,6 +67,7 @@ def with_first(**changes: object) -> Plan:
         (with_first(layers=LayerRange(0, 1)), "do not follow"),
         (with_first(layers=LayerRange(1, 4)), "do not follow"),
         (with_first(node=node_id(1)), "two stages"),
+        (with_first(node=node_id(2), position=1), "do not follow each other"),
         (msgspec.structs.replace(PLAN, stages=PLAN.stages[:-1]), "layers are placed"),
         (msgspec.structs.replace(PLAN, stages=()), "0 of 8"),
         (msgspec.structs.replace(PLAN, block_count=1), "context"),

@@ -18,7 +18,7 @@ from vramancer_cli.errors import IntegrityError, InvalidRequestError, NodeLostEr
 from vramancer_cli.models.readout import Readout, RowOutput, TokenScore
 from vramancer_cli.models.sampling import Sampling
 from vramancer_cli.runtime.contracts import EmbeddingRequest, Generated, GenerationRequest
-from vramancer_cli.runtime.generation import MAX_WAITING, STEP_DEADLINE_S, Generation, StepDeadlineError
+from vramancer_cli.runtime.generation import MAX_RUNNING, MAX_WAITING, STEP_DEADLINE_S, Generation, StepDeadlineError
 from vramancer_cli.scheduling.scheduler import Scheduler, StepMismatchError
 
 LOST = NodeLostError("'attic' was lost.", node="attic")
@@ -98,8 +98,32 @@ def test_what_was_asked_before_is_found_and_answered_alike() -> None:
             for _ in range(2):
                 assert await bench.ask(prompt, 5) == answer(prompt, 5)
             assert await bench.ask(prompt[:35], 5) == answer(prompt[:35], 5)
-            assert bench.scheduler.reused_tokens > 40
+            found, asked = bench.generation.prefix_tokens
+            assert found == bench.scheduler.reused_tokens > 40
+            assert asked == 40 + 40 + 35
+            await bench.generation.stop(LOST)
+            assert bench.generation.prefix_tokens == (found, asked), "what was found stays counted when a plan ends"
             assert bench.broken == []
+
+    quietly(scene())
+
+
+def test_the_higher_priority_is_answered_first() -> None:
+    async def scene() -> None:
+        async with GenerationBench(WHOLE) as bench:
+            ended: list[int] = []
+
+            async def ask(priority: int) -> None:
+                question = GenerationRequest("r", (priority + 10, 2), Sampling(temperature=0.0), 8, priority=priority)
+                async for _ in bench.generation.generate(question):
+                    pass
+                ended.append(priority)
+
+            crowd = [asyncio.create_task(bench.ask([number], 20)) for number in range(MAX_RUNNING)]
+            await asyncio.sleep(0)
+            await asyncio.gather(*(ask(priority) for priority in (-1, 0, 5)))
+            await asyncio.gather(*crowd)
+            assert ended == [5, 0, -1]
 
     quietly(scene())
 

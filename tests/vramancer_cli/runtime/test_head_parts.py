@@ -13,6 +13,7 @@ from tests.helpers.virtual_time import run
 from vramancer_cli.cluster import events
 from vramancer_cli.errors import ModelError
 from vramancer_cli.runtime.head_parts import HeadParts
+from vramancer_cli.runtime.local_devices import LocalDevice
 
 PLAN = make_plan((SMALL, SMALL, SMALL), epoch=3)
 STAGE = PLAN.stages[0]
@@ -24,7 +25,7 @@ class PartsBench:
     def __init__(self, present_bytes: int) -> None:
         self.engine = ArithmeticEngine(SMALL, present_bytes)
         self.noted: list[events.Event] = []
-        self.parts = HeadParts(HEAD, Path(), self.engine, LoopDevice(1.0), self.noted.append)
+        self.parts = HeadParts(HEAD, Path(), [LocalDevice(self.engine, LoopDevice(1.0))], self.noted.append)
 
 
 def play(scene: Callable[[PartsBench], Coroutine[Any, Any, None]], present_bytes: int = SMALL) -> None:
@@ -36,7 +37,7 @@ def play(scene: Callable[[PartsBench], Coroutine[Any, Any, None]], present_bytes
 
 def test_stage_and_ends_are_loaded_noted_and_given_back() -> None:
     async def scene(bench: PartsBench) -> None:
-        await bench.parts.load_stage(PLAN, 0)
+        await bench.parts.load_stages(PLAN, 0)
         assert await bench.parts.load_ends(PLAN) is not None
         await asyncio.sleep(0)
         loaded = next(event for event in bench.noted if isinstance(event, events.StageLoading))
@@ -45,10 +46,10 @@ def test_stage_and_ends_are_loaded_noted_and_given_back() -> None:
             events.StageLoading(HEAD, 3, 1, 1, loaded.at),
             events.StageBecameReady(HEAD, 3, direct=True),
         }
-        assert bench.parts.stage is not None
+        assert len(bench.parts.stages) == 1
         assert bench.engine.used_bytes == STAGE.total_bytes + PLAN.ends_bytes
         await bench.parts.close()
-        assert bench.parts.stage is None
+        assert bench.parts.stages == ()
         assert bench.engine.used_bytes == 0
 
     play(scene)
@@ -56,10 +57,10 @@ def test_stage_and_ends_are_loaded_noted_and_given_back() -> None:
 
 def test_a_stage_let_go_while_it_loads_is_never_ready_and_leaves_room_for_the_next() -> None:
     async def scene(bench: PartsBench) -> None:
-        old = asyncio.create_task(bench.parts.load_stage(PLAN, 0))
+        old = asyncio.create_task(bench.parts.load_stages(PLAN, 0))
         await asyncio.sleep(0.5)
         bench.parts.let_go()
-        await bench.parts.load_stage(make_plan((SMALL, SMALL, SMALL), epoch=4), 0)
+        await bench.parts.load_stages(make_plan((SMALL, SMALL, SMALL), epoch=4), 0)
         await old
         ready = [event.epoch for event in bench.noted if isinstance(event, events.StageBecameReady)]
         assert ready == [4]
@@ -70,7 +71,7 @@ def test_a_stage_let_go_while_it_loads_is_never_ready_and_leaves_room_for_the_ne
 
 def test_a_stage_over_the_limit_is_refused_with_both_figures() -> None:
     async def scene(bench: PartsBench) -> None:
-        await bench.parts.load_stage(PLAN, 0)
+        await bench.parts.load_stages(PLAN, 0)
         assert bench.noted == [events.StageRefused(HEAD, 3, STAGE.total_bytes, 5000, "too much")]
 
     play(scene, 5000)
@@ -78,7 +79,7 @@ def test_a_stage_over_the_limit_is_refused_with_both_figures() -> None:
 
 def test_ends_over_the_limit_are_refused_with_the_heads_whole_room() -> None:
     async def scene(bench: PartsBench) -> None:
-        await bench.parts.load_stage(PLAN, 0)
+        await bench.parts.load_stages(PLAN, 0)
         assert await bench.parts.load_ends(PLAN) is None
         needed_bytes, present_bytes = STAGE.total_bytes + PLAN.ends_bytes, STAGE.total_bytes + 7
         assert bench.noted[-1] == events.StageRefused(HEAD, 3, needed_bytes, present_bytes, "too much")
@@ -90,7 +91,7 @@ def test_a_checkpoint_that_cannot_be_used_is_the_callers_to_know() -> None:
     async def scene(bench: PartsBench) -> None:
         bench.engine.loads_badly = ModelError("A tensor is missing.")
         with pytest.raises(ModelError):
-            await bench.parts.load_stage(PLAN, 0)
+            await bench.parts.load_stages(PLAN, 0)
         with pytest.raises(ModelError):
             await bench.parts.load_ends(PLAN)
         assert bench.noted == []

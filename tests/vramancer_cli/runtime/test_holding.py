@@ -31,7 +31,7 @@ def device() -> Iterator[DeviceThread]:
 
 
 async def test_what_is_held_is_closed_on_the_devices_thread_in_order(device: DeviceThread) -> None:
-    held, story = Holding(device), list[str]()
+    held, story = Holding([device]), list[str]()
     assert isinstance(await held.load(lambda: Part("stage", story)), Part)
     held.keep(Part("link", story))
     held.let_go()
@@ -42,7 +42,7 @@ async def test_what_is_held_is_closed_on_the_devices_thread_in_order(device: Dev
 
 
 async def test_letting_go_of_what_is_still_loading_closes_it_before_the_next_is_loaded(device: DeviceThread) -> None:
-    held, story, gate = Holding(device), list[str](), threading.Event()
+    held, story, gate = Holding([device]), list[str](), threading.Event()
 
     def load_slowly() -> Part:
         gate.wait(5)
@@ -61,7 +61,7 @@ async def test_letting_go_of_what_is_still_loading_closes_it_before_the_next_is_
 
 async def test_letting_go_between_the_end_of_a_load_and_its_news(device: DeviceThread) -> None:
     """The thread is done, but the loop has not heard of it yet."""
-    held, story = Holding(device), list[str]()
+    held, story = Holding([device]), list[str]()
     loading = asyncio.create_task(held.load(lambda: Part("stage", story)))
     await asyncio.sleep(0)
     while not story:
@@ -72,7 +72,7 @@ async def test_letting_go_between_the_end_of_a_load_and_its_news(device: DeviceT
 
 
 async def test_what_waits_to_be_loaded_is_not_even_begun(device: DeviceThread) -> None:
-    held, story, gate = Holding(device), list[str](), threading.Event()
+    held, story, gate = Holding([device]), list[str](), threading.Event()
     device.submit(lambda: gate.wait(5), lambda *_: None)
     loading = asyncio.create_task(held.load(lambda: Part("stage", story)))
     await asyncio.sleep(0)
@@ -83,7 +83,7 @@ async def test_what_waits_to_be_loaded_is_not_even_begun(device: DeviceThread) -
 
 
 async def test_a_cancelled_load_leaks_nothing(device: DeviceThread) -> None:
-    held, story, gate = Holding(device), list[str](), threading.Event()
+    held, story, gate = Holding([device]), list[str](), threading.Event()
 
     def load_slowly() -> Part:
         gate.wait(5)
@@ -98,7 +98,7 @@ async def test_a_cancelled_load_leaks_nothing(device: DeviceThread) -> None:
 
 
 async def test_an_error_goes_to_who_loads_and_one_bad_close_does_not_keep_the_others(device: DeviceThread) -> None:
-    held, story = Holding(device), list[str]()
+    held, story = Holding([device]), list[str]()
     with pytest.raises(ZeroDivisionError):
         await held.load(lambda: Part(str(1 // 0), story))
     await held.load(lambda: Part("stage", story))
@@ -115,7 +115,7 @@ async def test_an_error_goes_to_who_loads_and_one_bad_close_does_not_keep_the_ot
 
 async def test_closing_waits_for_all_but_a_long_load(device: DeviceThread, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(holding, "CLOSE_DEADLINE_S", 0.05)
-    held, story, gate = Holding(device), list[str](), threading.Event()
+    held, story, gate = Holding([device]), list[str](), threading.Event()
     await held.load(lambda: Part("stage", story))
     await held.close()
     assert story == ["load stage", "close stage on device-holding"]

@@ -19,6 +19,7 @@ from transport.identity import ClusterAuthority
 from transport.messages import (
     Assign,
     AssignRefused,
+    DeviceLoad,
     FetchProgress,
     Goodbye,
     Join,
@@ -47,7 +48,7 @@ from vramancer_cli.telemetry.security import Kind
 from vramancer_cli.telemetry.security_log import SecurityLog, read
 
 E = TypeVar("E")
-LOAD = NodeLoad(1, 2, 3)
+LOAD = NodeLoad((DeviceLoad(1, 2),), 3)
 NOW = 1_800_000_000.0
 AUTHORITY = ClusterAuthority.create("home", NOW)
 
@@ -312,6 +313,18 @@ def test_a_node_that_is_removed_while_its_old_link_is_asked_does_not_get_in(monk
     play(scene)
 
 
+def test_a_node_that_names_a_device_twice_does_not_get_in() -> None:
+    async def scene(bench: MembersBench) -> None:
+        link = await bench.dial(1)
+        own = facts(1)
+        await link.send(Join(msgspec.structs.replace(own, devices=own.devices * 2)))
+        await asyncio.sleep(0.1)
+        assert bench.noted == []
+        assert bench.members._members == {}
+
+    play(scene)
+
+
 # --- what workers say -----------------------------------------------------------------------------------------------
 
 
@@ -340,7 +353,17 @@ def test_what_a_worker_says_becomes_an_event() -> None:
     play(scene)
 
 
-@pytest.mark.parametrize("wrong", [Welcome("a", "b", (), 1.0), Release(1), Join(facts(1))])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        Welcome("a", "b", (), 1.0),
+        Release(1),
+        Join(facts(1)),
+        AssignRefused(3, 10, 4, "of a device that it has not", 1),
+        Pong(1, NodeLoad((), 3)),
+        Pong(1, NodeLoad((DeviceLoad(1, 2), DeviceLoad(1, 2)), 3)),
+    ],
+)
 def test_what_a_worker_may_not_say_ends_its_link(wrong: Message) -> None:
     async def scene(bench: MembersBench) -> None:
         link = await bench.join(1)

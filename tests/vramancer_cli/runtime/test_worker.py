@@ -35,6 +35,7 @@ from transport.messages import (
 )
 from transport.types import Address
 from vramancer_cli.errors import ModelError
+from vramancer_cli.runtime.local_devices import LocalDevice
 from vramancer_cli.runtime.renewal import Renewal
 from vramancer_cli.runtime.worker import OUTBOX_BOUND, RETRY_FIRST_S, RETRY_LAST_S, RefusedByHeadError, Worker
 
@@ -81,7 +82,7 @@ class WorkerBench:
         self.head = ScriptedHead(answer)
         self.engine = ArithmeticEngine(WHOLE, present_bytes)
         self.device = LoopDevice(work_s)
-        self.worker = Worker(lambda: node_facts(1, self.engine), self.engine, self.device)
+        self.worker = Worker(lambda: node_facts(1, self.engine), [LocalDevice(self.engine, self.device)])
         self.network = self.hub.network(hello(1), address(1), no_control, self.worker)
         self.hub.network(hello(2), address(2), no_control, Silence())
         self.remembered: list[Sequence[Address]] = []

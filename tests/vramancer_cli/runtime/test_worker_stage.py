@@ -25,6 +25,7 @@ from transport.errors import RemoteProtocolError
 from transport.messages import Activation, Message, Ping, StageFailed, StageReady, Step, StepRow
 from transport.types import Address
 from vramancer_cli.runtime.device_thread import DeviceThread
+from vramancer_cli.runtime.local_devices import LocalDevice
 from vramancer_cli.runtime.worker_stage import LINK_GRACE_S, WorkerStage
 
 PLAN = make_plan((SMALL, SMALL, SMALL), epoch=4)
@@ -38,7 +39,7 @@ class StageBench:
         self.hub = SimulatedHub(0.001)
         self.engine = ArithmeticEngine(WHOLE)
         self.reports: list[Message] = []
-        self.stage = WorkerStage(self.engine, LoopDevice(0.01), self.reports.append)
+        self.stage = WorkerStage([LocalDevice(self.engine, LoopDevice(0.01))], self.reports.append)
         self.sinks = {number: Silence() for number in (0, 2)}
         for number, sink in self.sinks.items():
             self.hub.network(hello(number), address(number), no_control, sink)
@@ -152,7 +153,7 @@ def test_a_step_that_cannot_be_executed_is_told(step: Step, buffer: TensorBuffer
 
 async def test_a_device_that_takes_no_work_is_told() -> None:
     bench, device = StageBench(), DeviceThread("stage")
-    bench.stage = WorkerStage(bench.engine, device, bench.reports.append)
+    bench.stage = WorkerStage([LocalDevice(bench.engine, device)], bench.reports.append)
     assert isinstance(await bench.hold(), StageReady)
     await asyncio.sleep(0)
     bench.reports.clear()

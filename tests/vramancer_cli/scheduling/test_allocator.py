@@ -50,6 +50,7 @@ def test_full_blocks_outlive_their_sequence_and_are_found_by_the_next() -> None:
     second = begun(a, sequence(2, (*PROMPT[:9], 50, 51)))
     assert tuple(second.tables[0].blocks[:2]) == blocks[:2], "the two full blocks; the third was partial and another"
     assert (second.cached_tokens, second.copies, a.reused_tokens) == (8, (), 8)
+    assert a.asked_tokens == 10 + 11
 
 
 def test_at_least_one_token_runs() -> None:

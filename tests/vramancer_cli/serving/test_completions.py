@@ -15,6 +15,7 @@ import pytest
 from aiohttp import ClientSession
 from openai import AsyncOpenAI
 
+from tests.helpers.api_trust import authority, certificate_of, keyed
 from tests.helpers.scripted_server import FixedAdmin, ScriptedDeployment, byte_level_folder, cluster_status, serving
 from vramancer_cli.errors import NodeLostError, NotReadyError, QueueFullError
 from vramancer_cli.models.sampling import Sampling
@@ -77,6 +78,26 @@ async def test_completions_whole_and_streamed(deployment: ScriptedDeployment) ->
         streamed = "".join([chunk.choices[0].text async for chunk in stream])
     assert whole.choices[0].text == streamed == SAID
     assert deployment.requests[0].prompt == (5, 6, 7)
+
+
+async def test_a_lower_priority_goes_first_and_only_an_admin_may_ask_for_it(
+    deployment: ScriptedDeployment, tmp_path: Path
+) -> None:
+    settings, keys = keyed(tmp_path)
+    asked = {"model": "scripted", "messages": HELLO}
+    away = {"host": "0.0.0.0", "certificate": certificate_of(authority())}
+    async with serving(deployment, settings=settings, **away) as server:
+        by_role = {
+            role: AsyncOpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0) for role, key in keys.items()
+        }
+        for role, priority in (("user", 7), ("user", 0), ("admin", -7)):
+            await by_role[role].chat.completions.create(**asked, extra_body={"priority": priority})
+        with pytest.raises(openai.PermissionDeniedError) as caught:
+            await by_role["user"].chat.completions.create(**asked, extra_body={"priority": -1})
+        assert (caught.value.code, caught.value.param) == ("insufficient_role", "priority")
+        for api in by_role.values():
+            await api.close()
+    assert [request.priority for request in deployment.requests] == [-7, 0, 7]
 
 
 async def test_max_tokens_and_stop(deployment: ScriptedDeployment) -> None:

@@ -20,7 +20,7 @@ HTTPS = frozenset({"https://chat.example"})
 def told(folder: Path, **other: Any) -> NodeSettings:
     settings = NodeSettings(
         role="head", model=None, host="127.0.0.1", port=0, port_given=True, node_port=0, node_port_given=True,
-        name="attic", device="cpu", memory_bytes=None, dtype="auto", context_tokens=None, state_folder=folder,
+        name="attic", devices=("cpu",), memory_bytes=(), dtype="auto", context_tokens=None, state_folder=folder,
         api_token=None, log_json=False, head=None,
     )  # fmt: skip
     return replace(settings, **other)

@@ -11,6 +11,7 @@ from vramancer_cli.errors import InvalidRequestError
 from vramancer_cli.serving.openai import (
     CHAT_UNSUPPORTED,
     MAX_CHOICES,
+    MOST_PRIORITY,
     TEXT_UNSUPPORTED,
     ChatMessage,
     Options,
@@ -51,6 +52,16 @@ def test_every_honoured_field_arrives() -> None:
     assert options.max_tokens == 7
     assert options.stop == ("a", "b")
     assert options.stream and options.include_usage
+
+
+def test_a_priority_is_a_bounded_whole_number() -> None:
+    assert parse_chat(chat(priority=-3)).options.priority == -3
+    assert parse_text(text(priority=MOST_PRIORITY)).options.priority == MOST_PRIORITY
+    assert parse_text(text(priority=None)).options.priority == 0
+    for wrong in (MOST_PRIORITY + 1, -MOST_PRIORITY - 1, 1.5, "1", True, 10**400):
+        with pytest.raises(InvalidRequestError, match="'priority' must be a whole number from -1000 to 1000") as caught:
+            parse_chat(chat(priority=wrong))
+        assert caught.value.param == "priority"
 
 
 def test_max_completion_tokens_wins_over_the_older_name() -> None:

@@ -270,10 +270,10 @@ async function footer(text, told, before) {
 
 async function workers(before) {
   await poll(true);
-  const counted = new Map((before?.nodes ?? []).map((node) => [node.id, node.layer_tokens]));
+  const counted = new Map(parts(before).map(({ id, device }) => [id, device.layer_tokens]));
   return holders(cluster)
-    .filter(({ node }) => node.layer_tokens > (counted.get(node.id) ?? 0))
-    .map(({ node, index }) => el("span", { className: "who" }, swatch(index), `${node.name} ${range(node)}`));
+    .filter(({ id, device }) => device.layer_tokens > (counted.get(id) ?? 0))
+    .map(({ name, device, index }) => el("span", { className: "who" }, swatch(index), `${name} ${range(device)}`));
 }
 
 /** Runs a change and keeps the end of the conversation in view if it was in view. */
@@ -290,12 +290,25 @@ function range(node) {
   return end - start === 1 ? `layer ${start}` : `layers ${start}–${end - 1}`;
 }
 
-/** The nodes that hold layers, in layer order, each with its place among all nodes (its colour). */
-function holders(status) {
+/** The devices of a node; of a node with one, the node itself, which says all of it. */
+function devicesOf(node) {
+  return node.devices?.length > 1 ? node.devices : [node];
+}
+
+/** Every device of every node, each with its place among all (its colour). */
+function parts(status) {
   return (status?.nodes ?? [])
-    .map((node, index) => ({ node, index }))
-    .filter(({ node }) => node.layers && node.layers[1] > node.layers[0])
-    .sort((a, b) => a.node.layers[0] - b.node.layers[0]);
+    .flatMap((node) => devicesOf(node).map((device) => ({
+      node, device, id: `${node.id} ${device.device}`, name: device === node ? node.name : `${node.name} ${device.device}`,
+    })))
+    .map((part, index) => ({ ...part, index }));
+}
+
+/** Those that hold layers, in layer order. */
+function holders(status) {
+  return parts(status)
+    .filter(({ device }) => device.layers && device.layers[1] > device.layers[0])
+    .sort((a, b) => a.device.layers[0] - b.device.layers[0]);
 }
 
 function showState(state, words) {
@@ -309,65 +322,92 @@ function showCluster(status) {
   showState(status.state, status.state);
   $("summary").textContent = `${plural(here, "machine")}, ${plural(status.layer_count, "layer")}`;
   $("welcome-line").textContent = status.state === "ready"
-    ? `${status.model} answers from ${plural(held.length, "machine")}.`
+    ? `${status.model} answers from ${plural(new Set(held.map(({ node }) => node.id)).size, "machine")}.`
     : status.reason || "The model is not ready yet.";
   showBar(status, held);
-  $("nodes").replaceChildren(...status.nodes.map(nodeItem));
+  $("nodes").replaceChildren(...status.nodes.map((node) => nodeItem(node, parts(status).filter((part) => part.node === node))));
   showFigures(status);
 }
 
 function showBar(status, held) {
-  $("bar").replaceChildren(...held.map(({ node, index }) => {
-    const part = el("span", { title: `${node.name}: ${range(node)}` });
+  $("bar").replaceChildren(...held.map(({ node, device, name, index }) => {
+    const part = el("span", { title: `${name}: ${range(device)}` });
     part.dataset.state = node.state;
-    part.style.flexGrow = node.layers[1] - node.layers[0];
+    part.style.flexGrow = device.layers[1] - device.layers[0];
     part.style.setProperty("--node", colour(index));
     part.style.setProperty("--loaded", `${Math.round(node.loaded_fraction * 100)}%`);
     return part;
   }));
   $("bar").setAttribute("aria-label", held.length
-    ? held.map(({ node }) => `${node.name}: ${range(node)}`).join("; ")
+    ? held.map(({ name, device }) => `${name}: ${range(device)}`).join("; ")
     : "No layers are placed yet.");
   $("scale").replaceChildren(...(held.length ? ["layer 0", `${status.layer_count - 1}`] : []).map((textContent) => el("span", { textContent })));
 }
 
-function nodeItem(node, index) {
-  const head = el("div", { className: "node-head" }, swatch(index), el("b", { textContent: node.name, title: node.name }));
+function nodeItem(node, own) {
+  const head = el("div", { className: "node-head" }, swatch(own[0].index), el("b", { textContent: node.name, title: node.name }));
   if (node.role === "head") head.append(el("span", { className: "tag", textContent: "head" }));
   if (node.state !== "ready") head.append(el("span", { className: node.state === "lost" ? "tag bad" : "tag", textContent: stateWords(node) }));
   head.append(el("span", { className: "held", textContent: node.layers ? range(node) : "no layers" }));
   const item = el("li", { className: "node" }, head, el("p", { textContent: nodeLine(node) }));
   item.dataset.state = node.state;
-  if (node.memory_limit_bytes > 0) item.append(memory(node, index));
+  if (fetching(node)) item.append(gauge(own[0].index, node.fetched_bytes, node.fetch_bytes, "fetched"));
+  if (own.length === 1 && node.memory_limit_bytes > 0) item.append(memory(node, own[0].index));
+  if (own.length > 1) item.append(...own.flatMap(deviceLines));
   item.title = node.why;
   if (node.why && (!node.layers || node.state !== "ready")) item.append(el("p", { textContent: node.why }));
   return item;
 }
 
+/** A device of several: its name and layers, and its memory. */
+function deviceLines({ device, index }) {
+  const held = el("span", { className: "held", textContent: device.layers ? range(device) : "no layers" });
+  const head = el("div", { className: "device-head" }, swatch(index), el("span", { textContent: device.device }), held);
+  return [head, memory(device, index)];
+}
+
+/** Whether a node is still getting weights that it lacks. */
+function fetching(node) {
+  return node.state === "loading" && node.fetched_bytes < node.fetch_bytes;
+}
+
 function stateWords(node) {
+  if (fetching(node)) return `fetching ${Math.floor((100 * node.fetched_bytes) / node.fetch_bytes)} %`;
   return node.state === "loading" ? `loading ${Math.round(node.loaded_fraction * 100)} %` : node.state;
 }
 
 function nodeLine(node) {
-  const line = [node.device_name || node.device, node.os];
+  const line = [[...new Set(devicesOf(node).map((device) => device.device_name || device.device))].join(" + "), node.os];
   if (node.round_trip_s !== null) line.push(`${(node.round_trip_s * 1000).toFixed(1)} ms away`);
   if (!node.direct) line.push("through the head");
   return line.filter(Boolean).join(" · ");
 }
 
-function memory(node, index) {
+function memory(device, index) {
+  return gauge(index, device.memory_used_bytes, device.memory_limit_bytes, "");
+}
+
+/** A bar, and its bytes in words. */
+function gauge(index, usedBytes, allBytes, word) {
   const bar = el("span");
   bar.setAttribute("aria-hidden", "true");
   bar.style.setProperty("--node", colour(index));
-  bar.style.setProperty("--used", `${Math.min(100, Math.round((100 * node.memory_used_bytes) / node.memory_limit_bytes))}%`);
-  const words = `${gib(node.memory_used_bytes)} of ${gib(node.memory_limit_bytes)}`;
+  bar.style.setProperty("--used", `${allBytes ? Math.min(100, Math.round((100 * usedBytes) / allBytes)) : 0}%`);
+  const words = [gib(usedBytes), "of", gib(allBytes), word].filter(Boolean).join(" ");
   return el("div", { className: "memory" }, bar, el("span", { textContent: words }));
+}
+
+/** How much of all prompts did not have to be computed. */
+function cached(status) {
+  const { prefix_found_tokens: found, prefix_asked_tokens: asked } = status;
+  return asked ? `${Math.round((100 * found) / asked)} % of ${plural(asked, "prompt token")}` : "nothing asked yet";
 }
 
 function showFigures(status) {
   const figures = [
     ["Speed now", `${status.tokens_per_s.toFixed(1)} tokens/s`],
     ["Answering", `${status.running}, waiting ${status.waiting}`],
+    ["Prefix cache", cached(status)],
     ["Context", plural(status.context_tokens, "token")],
     ["Numbers", status.quantize === "none" ? status.dtype : `${status.dtype}, ${status.quantize} weights`],
     ["Up", duration(status.uptime_s)],

@@ -1,0 +1,70 @@
+"""Loading a node's stages of a plan: one after the other, each on its device, with one progress for all of them.
+
+Not side by side: reading takes most of the time, and transformers builds models through switches of the whole process.
+Never decides what to do when it fails. Never imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from transport.messages import Plan, Step
+from vramancer_cli.runtime.contracts import Engine, Progress, Stage
+from vramancer_cli.runtime.holding import Holding
+from vramancer_cli.runtime.local_devices import Leg, LocalDevice
+
+Load = Callable[[Engine, int, Progress], Stage]
+"""Loads the stage of this index, on its device's thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldStage:
+    """A loaded stage of a plan, and the device that it is on."""
+
+    index: int
+    device: LocalDevice
+    stage: Stage
+
+    def leg(self, step: Step) -> Leg:
+        """What the stage does to a step."""
+        return Leg(self.device, partial(self.stage.execute, step))
+
+
+class StageLoad:
+    """One load of the stages of `plan` from `first` on that are on one node. `at`: the stage that it has come to."""
+
+    def __init__(
+        self, plan: Plan, first: int, devices: Sequence[LocalDevice], holding: Holding, progress: Progress
+    ) -> None:
+        self._plan = plan
+        self._stages = plan.run(first)
+        self._devices = devices
+        self._holding = holding
+        self._progress = progress
+        self.at = first
+
+    @property
+    def position(self) -> int:
+        """Which of the node's devices `at` is for."""
+        return self._plan.stages[self.at].position
+
+    async def run(self, load: Load) -> tuple[HeldStage, ...] | None:
+        """None when they were let go meanwhile. Raises what `load` raises."""
+        held: list[HeldStage] = []
+        for index in self._stages:
+            self.at = index
+            device = self._devices[self.position]
+            stage = await self._holding.load(partial(load, device.engine, index, self._heard(index)), self.position)
+            if stage is None:
+                return None
+            held.append(HeldStage(index, device, stage))
+        return tuple(held)
+
+    def _heard(self, index: int) -> Progress:
+        """What a stage's own progress is of the whole; of the other stages it counts what is planned."""
+        planned = [self._plan.stages[other].weights_bytes for other in self._stages]
+        before_bytes = sum(planned[: index - self._stages.start])
+        behind_bytes = sum(planned[index - self._stages.start + 1 :])
+        return lambda loaded, total: self._progress(before_bytes + loaded, before_bytes + total + behind_bytes)

@@ -11,7 +11,7 @@ from transport.messages import StagePlan
 from transport.types import NodeId
 from vramancer_cli.cluster.reconcile import planning_due_at
 from vramancer_cli.cluster.records import NodeRecord
-from vramancer_cli.cluster.state import State, candidates, mismatch
+from vramancer_cli.cluster.state import State, candidates, in_plan, mismatch
 from vramancer_cli.cluster.status import ClusterStatus, NodeState, NodeStatus, ServiceState
 
 
@@ -151,7 +151,7 @@ def _node_state(state: State, node: NodeId) -> NodeState:
     record, plan = state.nodes[node], state.active_plan
     if not record.alive:
         return "lost"
-    if record.resting or mismatch(state, record) is not None:
+    if record.resting or mismatch(state, record) is not None or (record.draining and not in_plan(state, node)):
         return "spare"
     if plan is None or state.broken is not None or node not in plan.reasons:
         return "joined"
@@ -169,6 +169,8 @@ def _why(state: State, node: NodeId, now: float) -> str:
     different = mismatch(state, record)
     if different is not None:
         return f"not used: {different}"
+    if record.draining:
+        return "hands its layers over" if in_plan(state, node) else "drained: holds nothing until it is started again"
     if record.trouble.resting_until is not None:
         left_min = math.ceil(max(0.0, record.trouble.resting_until - now) / 60)
         return f"not used for another {left_min} min: {_failures(record)}"

@@ -131,20 +131,24 @@ def load_into(
     progress: Progress,
     quantize: WeightFormat = "none",
 ) -> None:
-    """Fill `model` (cut on meta) on `device`, layer by layer, reading only the tensors that it owns.
+    """Fill `model` (cut on meta) on `device`, layer by layer, reading only the tensors that it owns and has not yet.
 
     With `quantize` each layer's weights are quantised before the next layer is read. `progress` gets (loaded, total)
     bytes as stored. Raises ModelError.
     """
     _refuse_untied_copies(model, checkpoint)
-    owned = owned_tensors(model, checkpoint)
+    layers = architecture.layers_of(model)
+    owned = {
+        layer: group
+        for layer, group in owned_tensors(model, checkpoint).items()
+        if layer is None or _on_meta(layers[layer])
+    }
     total_bytes = sum(tensor.size_bytes for group in owned.values() for tensor in group)
     transformers_logging.disable_progress_bar()
     mapping = get_model_conversion_mapping(model)
-    missing = set(model.state_dict())
+    missing = {name for name, tensor in model.state_dict().items() if tensor.is_meta}
     loaded_bytes = 0
     progress(0, total_bytes)
-    layers = architecture.layers_of(model)
     for layer, group in owned.items():
         missing &= _load_group(model, group, mapping, device)
         if layer is not None and quantize != "none":
@@ -156,6 +160,10 @@ def load_into(
     _tie(model, missing)
     architecture.fill_buffers(model, device)
     _refuse_unfilled(model)
+
+
+def _on_meta(layer: torch.nn.Module) -> bool:
+    return any(tensor.is_meta for tensor in layer.state_dict().values())
 
 
 def _log_second_rounding(

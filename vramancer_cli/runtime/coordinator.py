@@ -32,6 +32,8 @@ from vramancer_cli.runtime.registrar import Registrar
 from vramancer_cli.runtime.tasks import task_group
 from vramancer_cli.telemetry import log
 
+LOOKS_PER_BEAT = 4
+
 _QUIET = (events.NodeHeard, events.StageFetching, events.StageLoading)
 """Events that never call for an action."""
 
@@ -85,6 +87,7 @@ class Coordinator:
             async with task_group() as self._tasks:
                 self._tasks.create_task(self._reconcile(), name="reconcile")
                 self._tasks.create_task(self._heartbeat(), name="heartbeat")
+                self._tasks.create_task(self._watch(), name="watch")
         finally:
             self._pipeline = None
             await self._generation.stop(NotReadyError("The node is shutting down."))
@@ -109,12 +112,17 @@ class Coordinator:
             self._members.ping()
             await asyncio.sleep(HEARTBEAT_S)
             self._hear_self()
+            self._members.share(self._share_status())
+
+    async def _watch(self) -> None:
+        """More often than hearts beat: who falls silent is missed within 3 s, not in the next beat after them."""
+        while True:
+            await asyncio.sleep(HEARTBEAT_S / LOOKS_PER_BEAT)
             now = self._loop.time()
             for lost in (*membership.silent(self.state, now, HEARTBEAT_S), *membership.stuck(self.state, now)):
                 self._members.lose(lost.node, lost.reason)
             for rested in membership.rested(self.state, now):
                 self._note(rested)
-            self._members.share(self._share_status())
 
     def _hear_self(self) -> None:
         own = NodeLoad(self._engine.used_bytes, self._engine.layer_tokens, 0)
@@ -146,7 +154,7 @@ class Coordinator:
         await self._members.refresh()
 
     async def remove(self, name_or_id: str) -> NodeId:
-        """Remove a node from the cluster for ever, and cut its links; what ran on it ends as when a node is lost.
+        """Remove a node from the cluster for ever, and cut its links; what ran on it goes on as when a node is lost.
 
         Raises UsageError for a name that is nobody's or several nodes', and for the head; StateFolderError.
         """
@@ -181,6 +189,8 @@ class Coordinator:
                 await self._start(action.plan)
             case reconcile.StopServing():
                 await self._stop(action)
+            case reconcile.EndRequests():
+                await self._end_requests(action)
             case reconcile.Release():
                 self._release(action)
 
@@ -212,20 +222,31 @@ class Coordinator:
 
     def _release(self, action: reconcile.Release) -> None:
         if action.node == self._facts.node_id:
-            self._parts.let_go()
+            self._parts.drop_stage()
         else:
             self._members.release(action.node, action.epoch)
         self._note(events.Released(action.node, action.epoch))
 
     async def _stop(self, action: reconcile.StopServing) -> None:
-        self._log.warning("serving stopped", reason=action.reason)
+        """Requests outlive the plan, unless what broke is nothing that other nodes would do better."""
+        kept = action.kind != "error"
+        self._log.warning("serving stopped", reason=action.reason, requests="wait" if kept else "end")
+        if kept:
+            to_blame, broken = action.kind == "failed", action.kind != "moved"
+            await self._generation.pause(self._told(action), broken=broken, to_blame=to_blame)
+        else:
+            await self._generation.stop(self._told(action))
         self._pipeline = None
-        await self._generation.stop(self._told(action))
-        self._parts.let_go()
-        self._note(events.ServingStopped(action.epoch, action.reason))
+        self._parts.unlink()
+        self._note(events.ServingStopped(action.epoch, action.reason, self._loop.time(), kept, action.node))
 
-    def _told(self, action: reconcile.StopServing) -> NodeLostError | NotReadyError:
-        """What those hear whose answers end."""
+    async def _end_requests(self, action: reconcile.EndRequests) -> None:
+        self._log.warning("requests end", reason=action.reason)
+        await self._generation.stop(self._told(action))
+        self._note(events.RequestsEnded())
+
+    def _told(self, action: reconcile.StopServing | reconcile.EndRequests) -> NodeLostError | NotReadyError:
+        """What those hear who wait, or whose answers end."""
         if action.node is None:
             return NotReadyError(action.reason)
         return NodeLostError(action.reason, node=self.state.nodes[action.node].facts.name)
@@ -237,7 +258,7 @@ class Coordinator:
         ends = await self._parts.load_ends(plan)
         senders = await self._dial_onward(plan) if ends is not None else None
         if ends is None or senders is None or not self._stands(plan):
-            self._parts.let_go()  # the plan is broken: all that was loaded for it goes
+            self._parts.unlink()
             return
         self._pipeline = Pipeline(
             plan,

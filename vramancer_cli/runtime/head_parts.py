@@ -20,7 +20,10 @@ from vramancer_cli.telemetry import log
 
 
 class HeadParts:
-    """Of one plan at a time. Methods on the event loop; `let_go` may be called while anything else is awaited."""
+    """Of one plan at a time; what the next one still wants stays. Methods on the event loop.
+
+    `unlink` and `drop_stage` may be called while anything else is awaited.
+    """
 
     def __init__(
         self, head: NodeId, folder: Path, engine: Engine, device: DeviceExecutor, note: Callable[[events.Event], None]
@@ -32,19 +35,29 @@ class HeadParts:
         self._log = log.get("head")
         self._loop = asyncio.get_running_loop()
         self._holding = Holding(device)
+        self._ends: tuple[Plan, Ends] | None = None
         self.stage: Stage | None = None
 
     async def load_stage(self, plan: Plan, stage: int) -> None:
-        """Notes StageBecameReady or StageRefused, nothing once it was let go. Raises ModelError."""
+        """Notes StageBecameReady or StageRefused, nothing once it was let go, or another one was asked for.
+
+        Raises ModelError.
+        """
+        self.stage = None
+        if not self._has_ends_of(plan):
+            self._drop_ends()  # they may be in the way
 
         def progress(loaded_bytes: int, total_bytes: int) -> None:
             event = events.StageLoading(self._head, plan.epoch, loaded_bytes, total_bytes, self._loop.time())
             self._loop.call_soon_threadsafe(self._note, event)
 
+        def load(old: Stage | None) -> Stage:
+            return self._engine.load_stage(self._folder, plan, stage, progress, old)
+
         try:
-            loaded = await self._holding.load(lambda: self._engine.load_stage(self._folder, plan, stage, progress))
+            loaded = await self._holding.load("stage", load)
         except OverLimitError as error:
-            self._refuse(plan, error, 0)
+            self._refuse(plan, error, plan.ends_bytes if self._ends else 0)
             return
         if loaded is not None:
             self.stage = loaded
@@ -52,28 +65,50 @@ class HeadParts:
 
     async def load_ends(self, plan: Plan) -> Ends | None:
         """None: over the limit, which is noted as StageRefused, or let go meanwhile. Raises ModelError."""
+        if self._ends is not None and self._has_ends_of(plan):
+            return self._ends[1]
 
-        def load() -> Ends:
+        def load(old: Ends | None) -> Ends:
+            if old is not None:
+                old.close()
             return self._engine.load_ends(self._folder, plan, lambda _loaded, _total: None)
 
         try:
-            return await self._holding.load(load)
+            ends = await self._holding.load("ends", load)
         except OverLimitError as error:
             self._refuse(plan, error, sum(stage.total_bytes for stage in plan.stages if stage.node == self._head))
             return None
+        self._ends = None if ends is None else (plan, ends)
+        return ends
+
+    def _has_ends_of(self, plan: Plan) -> bool:
+        """Whether the ends that are here, of whatever plan, are the same as this one's."""
+        if self._ends is None:
+            return False
+        made_for = self._ends[0]
+        alike = (plan.model, plan.dtype, plan.ends_bytes)
+        return alike == (made_for.model, made_for.dtype, made_for.ends_bytes)
+
+    def _drop_ends(self) -> None:
+        self._ends = None
+        self._holding.drop("ends")
 
     def keep(self, sender: DataSender) -> None:
         """Close it with the rest."""
         self._holding.keep(sender)
 
-    def let_go(self) -> None:
-        """Of everything, also of what is still loading, without waiting for it."""
+    def unlink(self) -> None:
+        """Close the data links, without waiting for it; what is loaded stays for the next plan."""
+        self._holding.drop_links()
+
+    def drop_stage(self) -> None:
+        """Also one that is still loading, without waiting for it."""
         self.stage = None
-        self._holding.let_go()
+        self._holding.drop("stage")
 
     async def close(self) -> None:
         """Let go and wait for it, but not for a long load that is in progress."""
-        self.stage = None
+        self.stage, self._ends = None, None
         await self._holding.close()
 
     def _refuse(self, plan: Plan, error: OverLimitError, held_bytes: int) -> None:

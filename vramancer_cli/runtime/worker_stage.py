@@ -60,7 +60,10 @@ class _Held:
 
 
 class WorkerStage:
-    """At most one stage at a time. A DataSink; all else on the event loop, where `report` is called too."""
+    """At most one stage at a time. A DataSink; all else on the event loop, where `report` is called too.
+
+    A stage outlives its plan and the link to the head: the next one is made of it.
+    """
 
     def __init__(
         self, engine: Engine, device: DeviceExecutor, report: Report, checkpoints: Checkpoints | None = None
@@ -83,11 +86,11 @@ class WorkerStage:
     # --- loading ------------------------------------------------------------------------------------------------
 
     async def hold(self, assign: Assign, network: Network, head_address: Address) -> Message | None:
-        """Load the assigned stage instead of what is held, and dial onward; the answer for the head.
+        """Make the assigned stage of what is held, and dial onward; the answer for the head.
 
-        None when it was let go meanwhile. To be cancelled before `let_go` is called.
+        None when it was let go meanwhile. To be cancelled before anything else is called.
         """
-        self.let_go()
+        self.unlink()
         try:
             return await self._load_and_dial(assign, network, head_address)
         except Exception as error:  # the door to the head: whatever it is, this node does not hold that stage
@@ -108,7 +111,7 @@ class WorkerStage:
         plan, index = assign.plan, assign.stage
         head = _head_addresses(assign, head_address)
         folder = await self._checkpoints.find(assign, head, self._report)
-        stage = await self._holding.load(lambda: self._load(folder, assign))
+        stage = await self._holding.load("stage", lambda old: self._load(folder, assign, old))
         if stage is None:
             return None
         sender, direct = await self._dial_onward(assign, network, head)
@@ -117,9 +120,11 @@ class WorkerStage:
         self._log.info("stage ready", layers=str(self.layers), epoch=plan.epoch, direct=direct)
         return StageReady(plan.epoch, stage.weights_bytes, stage.kv_bytes, direct)
 
-    def _load(self, folder: Path, assign: Assign) -> Stage:
+    def _load(self, folder: Path, assign: Assign, old: Stage | None) -> Stage:
         """On the device's thread."""
         if self._engine.digest(folder) != assign.plan.model.digest:
+            if old is not None:
+                old.close()
             raise ModelError(f"This node's copy of '{assign.plan.model.name}' is not the head's.")
         reported = 0
 
@@ -130,7 +135,7 @@ class WorkerStage:
                 message = LoadProgress(assign.plan.epoch, loaded_bytes, total_bytes)
                 self._loop.call_soon_threadsafe(self._report, message)
 
-        return self._engine.load_stage(folder, assign.plan, assign.stage, progress)
+        return self._engine.load_stage(folder, assign.plan, assign.stage, progress, old)
 
     async def _dial_onward(self, assign: Assign, network: Network, head: Sequence[Address]) -> tuple[DataSender, bool]:
         """A data link to the next stage's node; where that node cannot be reached, to the head, which relays."""
@@ -147,6 +152,11 @@ class WorkerStage:
             except TransportError as error:
                 self._log.warning("next stage not reachable, the head relays", node=node, error=str(error))
         return await data_links.dial(network, head, plan.ends, closed), node == plan.ends
+
+    def unlink(self) -> None:
+        """Take no more steps, and close the link onward; what is loaded stays for the next plan."""
+        self._held = None
+        self._holding.drop_links()
 
     def let_go(self) -> None:
         """Unload, and close the link onward; without waiting, see `Holding`."""

@@ -170,9 +170,12 @@ class SimulatedCluster:
         return tokens
 
     def check_memory(self) -> None:
-        """Every node holds what the plan says, and nothing else."""
-        held = held_bytes(self.plan) if self.serving else {}
+        """Every node holds what the plan says, and nothing else; while nothing serves, no more than it may."""
         engines = {0: self.engine, **{number: member.engine for number, member in self.workers.items()}}
+        if not self.serving:
+            assert all(engine.used_bytes <= engine.limit_bytes for engine in engines.values())
+            return
+        held = held_bytes(self.plan)
         used = {number: engine.used_bytes for number, engine in engines.items()}
         assert used == {number: held.get(node_id(number), 0) for number in engines}
 

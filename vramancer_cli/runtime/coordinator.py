@@ -173,7 +173,10 @@ class Coordinator:
         self._note(events.BusyChanged(self._generation.running, self._generation.waiting))
 
     def _note(self, event: events.Event) -> None:
+        was_sound = self.state.broken is None
         self.state = apply(self.state, event)
+        if was_sound and self.state.broken is not None:
+            self._members.plan_ended()
         if not isinstance(event, _QUIET):
             self._changed.set()
 

@@ -262,6 +262,12 @@ class Members:
 
     # --- what is told to them -----------------------------------------------------------------------------------
 
+    def plan_ended(self) -> None:
+        """What is still said of its stages is no news: that of a broken link mostly comes from the dead node's neighbour,
+        after the death itself."""
+        for member in self._members.values():
+            member.epoch = None
+
     def assign(self, node: NodeId, assign: Assign) -> None:
         self._tell(node, assign, assign.plan.epoch)
 

@@ -154,7 +154,8 @@ def _read(rows: list[int], readout: Readout) -> RowOutput:
 class ArithmeticEngine:
     """`present_bytes`: what the machine really has, when less than the limit that it promised.
 
-    `layers_loaded` counts those that had to be read. `loads_badly` is raised by every load; `own_digest` is that of the checkpoint on this machine.
+    `layers_loaded` counts those that had to be read. `loads_badly` is raised by every load; `own_digest` is that of the
+    checkpoint on this machine.
     """
 
     def __init__(self, limit_bytes: int, present_bytes: int | None = None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from openai import APIError, OpenAI
@@ -64,7 +65,7 @@ class Asked:
     @property
     def longest_pause_s(self) -> float:
         times = [at for at, _ in self.pieces]
-        return max((later - earlier for earlier, later in zip(times, times[1:], strict=False)), default=0.0)
+        return max((later - earlier for earlier, later in pairwise(times)), default=0.0)
 
     def wait_for_pieces(self, count: int, deadline_s: float = 30.0) -> None:
         until = time.monotonic() + deadline_s

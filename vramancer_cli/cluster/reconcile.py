@@ -13,8 +13,9 @@ from typing import Final, Literal
 
 from transport.messages import Plan
 from transport.types import NodeId
+from vramancer_cli.cluster.events import NodeDraining
 from vramancer_cli.cluster.records import BreakKind, NodeRecord
-from vramancer_cli.cluster.state import State, candidates, considering, in_plan
+from vramancer_cli.cluster.state import State, apply, candidates, considering, in_plan
 from vramancer_cli.planning.facts import NodeCapacity
 
 RETURN_S: Final = 5.0
@@ -91,7 +92,7 @@ class Reconciliation:
 
 
 def next_actions(state: State, now: float) -> Reconciliation:
-    """First stop what cannot go on, then plan, then unload what the plan does not need, load what it does, and serve."""
+    """First stop what cannot go on, then plan, then unload what the plan does not need, load what it does, serve."""
     stop = _stop(state)
     if stop is not None:
         return Reconciliation((stop,))
@@ -160,6 +161,11 @@ def _make_plan(state: State) -> MakePlan:
     return MakePlan(state.epoch + 1, tuple(_capacity(record) for _, record in usable))
 
 
+def plan_without(state: State, node: NodeId) -> MakePlan:
+    """What would be planned with, had `node` to hand its layers over."""
+    return _make_plan(apply(state, NodeDraining(node)))
+
+
 def _capacity(record: NodeRecord) -> NodeCapacity:
     facts = record.facts
     return NodeCapacity(facts.node_id, facts.name, facts.device, record.limit_bytes)
@@ -168,8 +174,8 @@ def _capacity(record: NodeRecord) -> NodeCapacity:
 def _releases(state: State) -> Iterator[Release]:
     """Whatever is held, or may be, by nodes that hold no layers of the active plan.
 
-    While there is none, all stays where it is: the next one may want it; so do the leftovers of a node with which no plan
-    was made yet. A node that hands its layers over is let go once the others serve them.
+    While there is none, all stays where it is: the next one may want it; so do the leftovers of a node with which no
+    plan was made yet. A node that hands its layers over is let go once the others serve them.
     """
     plan = state.active_plan
     if plan is None or state.broken is not None:

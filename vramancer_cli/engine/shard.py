@@ -53,10 +53,10 @@ class Shard:
         Nothing is moved where `old` is of another checkpoint, computes differently, or its layers share weights.
         """
         alike = (self._checkpoint.digest, self._model.dtype, self._quantize, self.trace.ragged)
-        if alike == (old._checkpoint.digest, old._model.dtype, old._quantize, old.trace.ragged):
-            if architecture.layers_are_apart(self._model):
-                for index in range(max(self.layers.start, old.layers.start), min(self.layers.end, old.layers.end)):
-                    self._split.put_in(index, old._split.take_out(index))
+        same = alike == (old._checkpoint.digest, old._model.dtype, old._quantize, old.trace.ragged)
+        if same and architecture.layers_are_apart(self._model):
+            for index in range(max(self.layers.start, old.layers.start), min(self.layers.end, old.layers.end)):
+                self._split.put_in(index, old._split.take_out(index))
         old.unload()
 
     def load(self, device: torch.device, progress: Progress) -> None:

@@ -76,7 +76,7 @@ class PagedStage:
             empty_cache(self._device)
 
     def give_up(self) -> Shard | None:
-        """Free the cache, and give all bytes back. The shard, still loaded, is the caller's; None once it was closed."""
+        """Free the cache, and give all bytes back. The shard, still loaded, is the caller's; None once closed."""
         loaded, self._loaded = self._loaded, None
         if loaded is None:
             return None

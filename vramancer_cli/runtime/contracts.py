@@ -240,6 +240,10 @@ class Admin(Protocol):
         """Remove a node, by name or id, from the cluster for ever. Raises UsageError, as `make_token`."""
         ...
 
+    async def drain(self, node: str) -> NodeId:
+        """Have other nodes take its layers over, and wait for it. Raises UsageError, DoesNotFitError, NotReadyError."""
+        ...
+
 
 __all__ = [
     "Admin", "Deployment", "DeviceExecutor", "EmbeddingRequest", "Ends", "Engine", "Generated", "GenerationRequest",

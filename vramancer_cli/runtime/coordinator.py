@@ -17,7 +17,7 @@ from transport.messages import Assign, NodeLoad, Plan
 from transport.types import NodeFacts, NodeId
 from vramancer_cli.cluster import events, membership, reconcile
 from vramancer_cli.cluster.board import service_state
-from vramancer_cli.cluster.state import State, apply
+from vramancer_cli.cluster.state import State, apply, in_plan
 from vramancer_cli.errors import DoesNotFitError, NodeLostError, NotReadyError, UsageError
 from vramancer_cli.models.facts import ModelFacts
 from vramancer_cli.planning.facts import PlanSettings
@@ -33,6 +33,8 @@ from vramancer_cli.runtime.tasks import task_group
 from vramancer_cli.telemetry import log
 
 LOOKS_PER_BEAT = 4
+DRAIN_S = 600.0
+"""What handing a node's layers over may take: another one may have to fetch and load them."""
 
 _QUIET = (events.NodeHeard, events.StageFetching, events.StageLoading)
 """Events that never call for an action."""
@@ -64,8 +66,9 @@ class Coordinator:
         self._log = log.get("coordinator")
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
+        self._news = asyncio.Event()  # of the next change
         self._registrar = registrar or Registrar()
-        self._members = Members(facts, cluster, self._note, self._registrar)
+        self._members = Members(facts, cluster, self._note, self._registrar, self._leaves)
         self._parts = HeadParts(facts.node_id, folder, engine, device, self._note)
         self._pipeline: Pipeline | None = None
         self._network: Network | None = None
@@ -158,8 +161,7 @@ class Coordinator:
 
         Raises UsageError for a name that is nobody's or several nodes', and for the head; StateFolderError.
         """
-        present = {node: record.facts.name for node, record in self.state.nodes.items()}
-        node = self._registrar.find(name_or_id, present)
+        node = self._registrar.find(name_or_id, self._present())
         if node == self._facts.node_id:
             raise UsageError("The master cannot be removed from its own cluster.", hint="'vramancer stop' ends it.")
         await self._registrar.off_loop(partial(self._registrar.remove, node))
@@ -167,6 +169,51 @@ class Coordinator:
             self._network.shut_out(self._registrar.removed)
         self._members.remove(node)
         return node
+
+    async def drain(self, name_or_id: str) -> NodeId:
+        """Have other nodes take a node's layers over while requests go on; it stays in the cluster and holds nothing.
+
+        Returns once it holds nothing. Raises UsageError as `remove`, and for a node that is not there; DoesNotFitError
+        where nobody can take them; NotReadyError where it did not come to that within DRAIN_S.
+        """
+        node = self._registrar.find(name_or_id, self._present())
+        record = self.state.nodes.get(node)
+        if node == self._facts.node_id:
+            raise UsageError("The master holds the requests themselves: nobody else can take them over.")
+        if record is None or not record.alive:
+            raise UsageError(f"'{name_or_id}' is not there.", hint="See 'vramancer nodes'.")
+        if in_plan(self.state, node):
+            self._placed(reconcile.plan_without(self.state, node))
+        self._note(events.NodeDraining(node))
+        try:
+            async with asyncio.timeout(DRAIN_S):
+                while self._drains(node):
+                    await self._news.wait()
+        except TimeoutError:
+            raise NotReadyError(f"'{record.facts.name}' still holds layers after {DRAIN_S / 60:.0f} minutes.") from None
+        return node
+
+    def _drains(self, node: NodeId) -> bool:
+        """Whether it still holds something. Raises NotReadyError when it cannot be spared any more."""
+        record = self.state.nodes[node]
+        if record.alive and not record.draining:
+            raise NotReadyError(f"'{record.facts.name}' cannot be spared any more.")
+        return record.alive and (record.stage is not None or in_plan(self.state, node))
+
+    def _leaves(self, node: NodeId) -> None:
+        """A worker is about to end. It may at once where it holds nothing, or nobody can take what it holds."""
+        if in_plan(self.state, node):
+            try:
+                self._placed(reconcile.plan_without(self.state, node))
+            except DoesNotFitError as error:
+                self._log.warning("nobody can take its layers", node=node, reason=str(error))
+            else:
+                self._note(events.NodeDraining(node))
+                return
+        self._members.release(node, self.state.epoch)
+
+    def _present(self) -> dict[NodeId, str]:
+        return {node: record.facts.name for node, record in self.state.nodes.items()}
 
     def activity(self) -> None:
         """Requests came or went."""
@@ -179,6 +226,8 @@ class Coordinator:
             self._members.plan_ended()
         if not isinstance(event, _QUIET):
             self._changed.set()
+            news, self._news = self._news, asyncio.Event()
+            news.set()
 
     # --- actions ------------------------------------------------------------------------------------------------
 
@@ -198,10 +247,9 @@ class Coordinator:
                 self._release(action)
 
     def _make_plan(self, action: reconcile.MakePlan) -> None:
-        assert self.state.model is not None
         now = self._loop.time()
         try:
-            plan = place(self.state.model, action.nodes, self._facts.node_id, self._settings, action.epoch)
+            plan = self._placed(action)
         except DoesNotFitError as error:
             self._note(events.PlanFailed(str(error), error.missing_bytes, now))
             reason = service_state(self.state)[1]
@@ -211,6 +259,11 @@ class Coordinator:
         self._generation.wait_for("The model is being loaded onto the nodes.")
         self._log.info("planned", epoch=plan.epoch, stages=len(plan.stages))
         self._note(events.Planned(plan, now))
+
+    def _placed(self, action: reconcile.MakePlan) -> Plan:
+        """Raises DoesNotFitError."""
+        assert self.state.model is not None
+        return place(self.state.model, action.nodes, self._facts.node_id, self._settings, action.epoch)
 
     def _assign(self, action: reconcile.Assign) -> None:
         plan, node = action.plan, action.node

@@ -32,8 +32,8 @@ WAIT_S = 30.0
 asks a machine that is silent for longer asks another one. Answers that have begun wait as long as they are let."""
 LANDING_S = 5.0
 """What steps on their way get to come back before a plan that still works is left for another."""
-MOST_FAILURES = 3
-"""A request that was in the failing step more often than this is not tried again: it may be the cause."""
+MOST_FAILURES = 1
+"""Of the requests that were in failing steps more often than this, the youngest is not tried again: it may be why."""
 
 Broken = Callable[[BaseException], None]
 
@@ -298,12 +298,15 @@ class _Session:
         self.scheduler.suspend()
 
     def blame(self, error: VramancerError) -> None:
-        """Every request in a step under way may have made it fail; one that is there too often ends with `error`."""
-        rows = (row for flight in self._in_flight for row in flight.scheduled.step.rows)
-        for answers in {self._answers[row.sequence] for row in rows if row.sequence in self._answers}:
+        """Every request in a step under way may have made it fail. Of those that were there too often, the one whose
+        steps have gone well least long ends with `error`."""
+        rows = (row.sequence for flight in self._in_flight for row in flight.scheduled.step.rows)
+        suspects = {self._answers[sequence]: sequence for sequence in sorted(rows) if sequence in self._answers}
+        for answers in suspects:
             answers.failures += 1
-            if answers.failures > MOST_FAILURES:
-                self._refuse(answers, error)
+        guilty = [answers for answers in suspects if answers.failures > MOST_FAILURES]
+        if guilty:
+            self._refuse(max(guilty, key=suspects.__getitem__), error)
 
     def turn_away(self, error: VramancerError) -> None:
         """Those who have nothing yet."""

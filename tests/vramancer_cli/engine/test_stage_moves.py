@@ -110,7 +110,10 @@ def test_families_of_every_kind_can_be_moved(engine: TorchEngine, tmp_path: Path
 
 
 def test_the_tensors_themselves_stay(engine: TorchEngine, llama: Path):
-    before, after = make_plan(engine, llama, ranges([(0, 4), (4, 8)])), make_plan(engine, llama, ranges([(0, 3), (3, 8)]))
+    before, after = (
+        make_plan(engine, llama, ranges([(0, 4), (4, 8)])),
+        make_plan(engine, llama, ranges([(0, 3), (3, 8)])),
+    )
     old = load(engine, llama, before, 1)
     assert old._loaded is not None
     there = {weight.data_ptr() for weight in old._loaded[0]._model.parameters() if not weight.is_meta}

@@ -195,12 +195,18 @@ def _planned(state: State, plan: Plan) -> State:
 
 
 def _plan_failed(state: State, failure: Failure) -> State:
-    """Uses up an epoch. A plan that is still good stays: it was only not possible to do better, or without a node that
-    was to hand its layers over."""
+    """Uses up an epoch. A plan that is still good stays: it was only not possible to do better. Whoever was to hand
+    layers over, and still has them, cannot be spared: then there may be a plan with it."""
+    needed = {
+        node: replace(record, draining=False)
+        for node, record in state.nodes.items()
+        if record.draining and (record.stage is not None or in_plan(state, node))
+    }
+    state = replace(state, nodes={**state.nodes, **needed})
     if state.active_plan is not None and state.broken is None:
-        needed = {node: replace(state.nodes[node], draining=False) for node in held_bytes(state.active_plan)}
-        state = replace(state, nodes={**state.nodes, **needed})
         return replace(state, epoch=state.epoch + 1, considered=considering(state))
+    if needed:
+        return replace(state, epoch=state.epoch + 1, considered=None, active_plan=None, broken=None)
     if state.failure is not None:
         failure = replace(failure, since=state.failure.since)
     epoch, considered = state.epoch + 1, considering(state)

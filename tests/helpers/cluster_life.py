@@ -253,10 +253,15 @@ class ClusterLife:
         )
 
     def _fits(self) -> bool:
-        """Whether the model fits into what the machines that are still there really have."""
+        """Whether the model fits into what the machines really have that are still there, and not drained."""
+        records = self.cluster.coordinator.state.nodes
         device = self.cluster.engine.device_facts()
         present = {0: self.cluster.engine.present_bytes}
-        present |= {number: worker.engine.present_bytes for number, worker in self.cluster.workers.items()}
+        present |= {
+            number: worker.engine.present_bytes
+            for number, worker in self.cluster.workers.items()
+            if node_id(number) not in records or not records[node_id(number)].draining
+        }
         nodes = [NodeCapacity(node_id(number), "", device, count) for number, count in present.items()]
         try:
             place(facts(self.cluster.layers), nodes, node_id(0), SETTINGS, 1)

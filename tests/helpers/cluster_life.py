@@ -33,6 +33,8 @@ BLAME_S = 8.0
 """How long after it was harmed a node may be named as lost: silence, a broken link, and what was said of it."""
 HONEST = ("cannot hold the model", "no other plan was ready", "data link")
 """What is said when an answer ends: nobody is left to hold the model, or it was in failing steps too often."""
+QUEUE_S = 120.0
+"""What a whole life's requests may take, one after the other, in a cluster that holds one context."""
 ENDINGS = (NodeLostError, NotReadyError, QueueFullError)
 
 
@@ -236,14 +238,13 @@ class ClusterLife:
             await asyncio.sleep(1.0)  # those that were lost too often while they loaded
 
     async def _check_after(self) -> None:
-        fits = self._fits()
-        if fits:
+        if self._fits():
             await self.cluster.ready(deadline_s=CALM_S)
-        async with asyncio.timeout(30.0):
+        async with asyncio.timeout(QUEUE_S):
             await asyncio.gather(*self.asked)
         assert self.cluster.generation.running == self.cluster.generation.waiting == 0
         await asyncio.sleep(CALM_S)
-        assert self.cluster.serving == fits
+        assert self.cluster.serving == self._fits()  # one that came back meanwhile may be used again
         self.cluster.check_memory()
         await self._ask()
         await self.asked[-1]

@@ -64,7 +64,8 @@ class Flight:
 
 
 class Bench:
-    """One epoch. Steps wander through the stages as `advance` is called, each stage taking them in order."""
+    """Steps wander through the stages as `advance` is called, each stage taking them in order; `next_epoch` takes the
+    stages away."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
@@ -75,6 +76,7 @@ class Bench:
         self.in_flight: list[Flight] = []
         self.now = 0.0
         self.steps = 0
+        self.epochs = 1
         self.preemptions = self.copies = self.shared = 0
         self._next_id = self._actions = 0
         self._oldest: int | None = None
@@ -105,6 +107,23 @@ class Bench:
     def abort(self, request: Request) -> None:
         self.scheduler.abort(request.id)
         del self.live[request.id]
+        self._check_integrity()
+
+    def next_epoch(self) -> None:
+        """Whatever is in flight is lost, and so are all caches; other stages go on with what the head knows."""
+        before = self.scheduler
+        before.suspend()
+        before.check_integrity()
+        assert (before.running, before.waiting) == (0, len(self.live))
+        self.epochs += 1
+        self.scheduler = Scheduler(epoch=self.epochs, **self.limits.__dict__)
+        self.scheduler.inherit(before)
+        limits = self.limits
+        self.stages = [MirrorStage(limits.block_count, limits.block_tokens, limits.state_slots) for _ in range(STAGES)]
+        self.in_flight.clear()
+        for request in self.live.values():
+            request.allowed_steps += self.patience_steps * sum(other.work for other in self.live.values())
+        self._oldest_passed_by = 0
         self._check_integrity()
 
     def schedule(self) -> bool:

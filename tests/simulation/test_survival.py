@@ -188,6 +188,28 @@ def test_an_answer_at_which_stages_fail_is_not_tried_for_ever_and_the_others_go_
     play(scene, ROOMY, ROOMY, head_bytes=1000, stages=2)
 
 
+# --- joining ----------------------------------------------------------------------------------------------------------
+
+
+def test_one_that_joins_while_requests_wait_takes_layers_and_no_token_changes() -> None:
+    async def scene(cluster: SimulatedCluster) -> None:
+        before = cluster.plan
+        prompt = list(range(60))
+        running = [asyncio.create_task(cluster.ask([n, *prompt], COUNT)) for n in range(40)]
+        await asyncio.sleep(1.0)
+        assert cluster.generation.running and cluster.generation.waiting
+        cluster.join(3, 60_000)
+        while cluster.plan.epoch == before.epoch:
+            await asyncio.sleep(0.1)
+        await cluster.ready()
+        assert cluster.plan.block_count > before.block_count
+        assert not all(task.done() for task in running)
+        for n, task in enumerate(running):
+            assert await task == answer([n, *prompt], COUNT)
+
+    play(scene, SMALL, SMALL, head_bytes=SMALL, work_s=0.05)
+
+
 # --- handing layers over --------------------------------------------------------------------------------------------
 
 

@@ -187,7 +187,7 @@ def _why_joined(state: State, node: NodeId) -> str:
         return "not used: the model does not fit yet"
     is_busy = state.running > 0 or state.waiting > 0
     if state.active_plan is not None and is_busy and node in candidates(state):
-        return "used as soon as no request is running"
+        return "used as soon as no request is running, or enough of them wait"
     return "waits for its layers"
 
 

@@ -25,6 +25,8 @@ RECOVERY_S: Final = 300.0
 """The longest that requests wait for another plan to be loaded."""
 SETTLE_S = 1.0
 """Machines switched on together join within this time of each other, and cause one plan."""
+BUSY_SETTLE_S: Final = 10.0
+"""The same while requests run and wait: each plan costs them a pause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +113,9 @@ def planning_due_at(state: State) -> float | None:
     """When planning is due, after the last join has settled; None while there is nothing to plan.
 
     Without a sound plan, planning is due once the nodes or their limits differ from those last tried. With one, a
-    newcomer is worth it, but only while nothing runs or waits; a node that is to hand its layers over always is. A lost
-    node that held nothing changes nothing.
+    newcomer is worth it while nothing runs or waits, and a try where requests wait (`state.apply` decides then whether
+    the plan is worth their pause). A node that is to hand its layers over always is. A lost node that held nothing
+    changes nothing.
     """
     if state.model is None or state.head is None:
         return None
@@ -122,8 +125,10 @@ def planning_due_at(state: State) -> float | None:
     elif any(record.draining and in_plan(state, node) for node, record in state.nodes.items()):
         return 0.0
     else:
-        is_idle = state.running == 0 and state.waiting == 0
-        wanted = is_idle and (state.considered is None or not present <= state.considered)
+        wanted = state.considered is None or not present <= state.considered
+        if wanted and state.running + state.waiting > 0:
+            gains = state.waiting > 0 and present != state.declined
+            return state.last_join_at + BUSY_SETTLE_S if gains else None
     return state.last_join_at + SETTLE_S if wanted else None
 
 

@@ -16,12 +16,13 @@ from vramancer_cli.cluster import events
 from vramancer_cli.cluster.records import Candidate, Failure, Interruption, NodeRecord, PlanBreak, StageRecord, Trouble
 from vramancer_cli.models.facts import ModelFacts
 from vramancer_cli.planning.facts import PlanSettings
-from vramancer_cli.planning.plan import held_bytes, same_deployment, with_reasons
+from vramancer_cli.planning.plan import held_bytes, same_deployment, with_reasons, worth_moving
 
 
 @dataclass(frozen=True, slots=True)
 class State:
     """`epoch`: the highest ever given. `considered`: what the last planning had before it; None: plan in any case.
+    `declined`: with what a plan was made that was not worth a pause of those who ran.
 
     `active_plan` is the one loading or serving; with `broken` it only waits to be replaced. `serving_epoch` may
     still be an older plan's until that one has been stopped. `interruption`: what it served before waits meanwhile.
@@ -34,6 +35,7 @@ class State:
     active_plan: Plan | None = None
     broken: PlanBreak | None = None
     considered: frozenset[Candidate] | None = None
+    declined: frozenset[Candidate] | None = None
     failure: Failure | None = None
     interruption: Interruption | None = None
     serving_epoch: int | None = None
@@ -189,9 +191,17 @@ def _planned(state: State, plan: Plan) -> State:
     if old is not None and state.broken is None and same_deployment(old, plan):
         kept = with_reasons(old, plan.reasons)
         return replace(state, active_plan=kept, epoch=plan.epoch, considered=considering(state))
+    if old is not None and state.broken is None and _is_optional(state, old) and not worth_moving(old, plan):
+        return replace(state, epoch=plan.epoch, declined=considering(state))
     state = replace(state, active_plan=plan, epoch=plan.epoch, considered=considering(state), broken=None, failure=None)
     gone = next((node for node in held_bytes(plan) if node not in candidates(state)), None)
     return state if gone is None else _break(state, PlanBreak("a node was lost while planning", gone))
+
+
+def _is_optional(state: State, plan: Plan) -> bool:
+    """Whether requests run or wait on a plan that could go on as it is."""
+    is_busy = state.serving_epoch == plan.epoch and state.running + state.waiting > 0
+    return is_busy and not any(state.nodes[node].draining for node in held_bytes(plan))
 
 
 def _plan_failed(state: State, failure: Failure) -> State:

@@ -122,6 +122,8 @@ class Coordinator:
         while True:
             await asyncio.sleep(HEARTBEAT_S / LOOKS_PER_BEAT)
             now = self._loop.time()
+            if (self._generation.running, self._generation.waiting) != (self.state.running, self.state.waiting):
+                self.activity()
             for lost in (*membership.silent(self.state, now, HEARTBEAT_S), *membership.stuck(self.state, now)):
                 self._members.lose(lost.node, lost.reason)
             for rested in membership.rested(self.state, now):

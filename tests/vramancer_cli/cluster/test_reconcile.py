@@ -9,6 +9,7 @@ from tests.helpers.planning_values import HEAD, MIB, model_facts, node_facts, no
 from transport.types import Versions
 from vramancer_cli.cluster import events
 from vramancer_cli.cluster.reconcile import (
+    BUSY_SETTLE_S,
     RECOVERY_S,
     RETURN_S,
     Action,
@@ -23,6 +24,7 @@ from vramancer_cli.cluster.reconcile import (
 )
 from vramancer_cli.cluster.records import Interruption
 from vramancer_cli.cluster.state import State
+from vramancer_cli.planning.plan import WORTH_MOVING
 
 FACTS = model_facts(layers=(MIB,) * 8, ends=MIB)  # 36 MiB in float32
 ONE, TWO, THREE = node_id(1), node_id(2), node_id(3)
@@ -157,13 +159,12 @@ def test_a_node_that_refuses_everything_is_left_out() -> None:
     assert [stage.node for stage in bench.serving.stages] == [HEAD]
 
 
-def test_a_newcomer_waits_for_running_and_waiting_requests() -> None:
+def test_a_newcomer_waits_for_running_requests() -> None:
     bench = serving(30, 30)
     bench.join_number(2, 30 * MIB)
-    bench.wait(5.0)
-    for running, waiting in ((1, 0), (0, 1)):
-        bench.note(events.BusyChanged(running, waiting))
-        assert next_actions(bench.state, bench.now) == Reconciliation()
+    bench.wait(60.0)
+    bench.note(events.BusyChanged(1, 0))
+    assert next_actions(bench.state, bench.now) == Reconciliation()
     bench.note(events.BusyChanged(0, 0))
     done = bench.reconcile()
     assert kinds(done)[:2] == ["MakePlan", "StopServing"]
@@ -349,3 +350,42 @@ def test_what_a_rejoined_node_may_still_hold_stays_until_a_plan_was_made_with_it
     assert bench.reconcile() == []
     bench.note(events.BusyChanged(0, 0))
     assert [action for action in bench.reconcile() if isinstance(action, Release)] == [Release(TWO, 1)]
+
+
+# --- joining while requests run -------------------------------------------------------------------------------------
+
+
+def test_where_requests_wait_a_newcomer_that_makes_much_room_is_used_at_once() -> None:
+    bench = bench_of(22, 22)
+    bench.choose(
+        model_facts(layers=(MIB,) * 8, ends=MIB, kv=(1024,) * 8), settings(context_tokens=64, max_sequences=16)
+    )
+    bench.run_until_quiet()
+    assert bench.serving is not None
+    before = bench.serving.block_count
+    bench.note(events.BusyChanged(2, 5))
+    bench.join_number(2, 60 * MIB)
+    bench.wait(BUSY_SETTLE_S - 0.1)
+    assert bench.reconcile() == []
+    bench.wait(0.1)
+    done = bench.reconcile()
+    assert kinds(done)[:2] == ["MakePlan", "StopServing"]
+    assert isinstance(done[1], StopServing) and done[1].kind == "moved"
+    bench.run_until_quiet()
+    assert bench.serving.block_count >= WORTH_MOVING * before
+
+
+def test_one_that_makes_little_room_is_used_when_nothing_runs_and_not_tried_twice() -> None:
+    bench = serving(30, 30)
+    served = bench.serving
+    bench.note(events.BusyChanged(2, 5))
+    bench.join_number(2, 4 * MIB)
+    bench.wait(BUSY_SETTLE_S)
+    assert kinds(bench.reconcile()) == ["MakePlan"]
+    assert bench.serving is served
+    for running, waiting in ((1, 0), (3, 4)):
+        bench.note(events.BusyChanged(running, waiting))
+        bench.wait(60.0)
+        assert bench.reconcile() == []
+    bench.note(events.BusyChanged(0, 0))
+    assert kinds(bench.reconcile())[0] == "MakePlan"

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SOURCES := transport vramancer_cli commands build_scripts bench fuzz tests
 
-.PHONY: setup demo families test properties check format model report fuzz quality binary smoke wheel test-wheel clean
+.PHONY: setup demo families test properties faults check format model report fuzz quality binary smoke wheel test-wheel clean
 .PHONY: bench-binary bench-bulk bench-context bench-load bench-quant bench-threads
 
 setup: $(READY)
@@ -32,6 +32,12 @@ test: $(READY)
 # A hundred thousand random steps of block pool, scheduler and two stages' block tables; `make test` runs a few. Minutes.
 properties: $(READY)
 	@VRM_LONG=1 $(BIN)/python -m pytest tests/vramancer_cli/scheduling
+
+# Real nodes killed, stopped, drained and started again in the middle of answers, and hundreds of random lives of a
+# simulated cluster. SEEDS=n: so many lives. VRM_SEED=n: that one again. Minutes; docs/faults.md says what is expected.
+SEEDS ?= 300
+faults: $(READY)
+	@VRM_FAULTS=1 VRM_SEEDS=$(SEEDS) $(BIN)/python -m pytest tests/simulation tests/system/test_survival.py tests/system/test_faults.py
 
 # Garbage for the frame parser, the handshakes and the API; SEED=n repeats a run, findings lie in fuzz/crashes/. Minutes.
 FRAMES ?= 1000000

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from commands import audit, cache, chat, config, doctor, invite, join, keys, nodes, service, start, status, stop
+from commands import audit, cache, chat, config, doctor, drain, invite, join, keys, nodes, service, start, status, stop
 from commands.setting_sources import name_source
 from vramancer_cli.errors import UsageError
 from vramancer_cli.launcher.bundle import this_build
@@ -54,6 +54,7 @@ _add(start.start, start.EXAMPLES, "Machines")
 _add(join.join, join.EXAMPLES, "Machines")
 _add(stop.stop, stop.EXAMPLES, "Machines")
 _add(invite.invite, invite.EXAMPLES, "Machines")
+_add(drain.drain, drain.EXAMPLES, "Machines")
 app.add_typer(nodes.app, rich_help_panel="Look and ask")
 _add(status.status, status.EXAMPLES, "Look and ask")
 _add(chat.chat, chat.EXAMPLES, "Look and ask")

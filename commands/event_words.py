@@ -40,7 +40,12 @@ _WHY: Final = {
     "clock": "signed at another time",
     "guesses": "too many wrong keys",
 }
-_ACTIONS: Final = {"invite": "a pairing code", "token": "a join token", "remove": "the removal of a node"}
+_ACTIONS: Final = {
+    "invite": "a pairing code",
+    "token": "a join token",
+    "remove": "the removal of a node",
+    "drain": "the draining of a node",
+}
 _ALARMS: Final = frozenset({
     Kind.WRONG_CODE, Kind.WRONG_TOKEN, Kind.CODE_NOT_OPEN, Kind.WRONG_KEY, Kind.KEY_ENDED, Kind.REFUSED,
     Kind.TURNED_AWAY, Kind.COPY_REFUSED, Kind.NOT_RENEWED, Kind.EVENTS_LOST,

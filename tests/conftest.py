@@ -26,6 +26,16 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 ALLOWED_SKIPS = ("needs a CUDA device", "needs Windows", "needs macOS", "needs Linux", "needs a systemd user manager")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What is marked `faults` is for `make faults`: each of them takes its seconds."""
+    if os.environ.get("VRM_FAULTS") == "1":
+        return
+    later = [item for item in items if item.get_closest_marker("faults")]
+    if later:
+        config.hook.pytest_deselected(items=later)
+        items[:] = [item for item in items if item not in later]
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]

@@ -449,6 +449,14 @@ class FetchProgress(Message, frozen=True):
     total_bytes: Natural
 
 
+class Leaving(Message, frozen=True):
+    """Worker to head: this node is about to end. The head hands its layers to others, and answers with Release once
+    they serve, or at once where nothing is to be handed over or nobody can take it. A head of before 26 skips it."""
+
+    type_id: ClassVar[int] = 26
+    optional: ClassVar[bool] = True
+
+
 CARRIERS: Final = frozenset({Activation.type_id, Piece.type_id})
 """The messages that may come with a payload."""
 
@@ -457,7 +465,7 @@ MESSAGES: Final[dict[int, type[Message]]] = {
     for message in (
         Hello, Goodbye, Join, Welcome, Refused, Ping, Pong, Assign, LoadProgress, StageReady, AssignRefused,
         Release, StageFailed, Activation, StatusShare, Roll, Removed, Renew, Renewed, AskModel, ModelFiles, AskPiece,
-        Piece, NotServed, FetchProgress,
+        Piece, NotServed, FetchProgress, Leaving,
     )
 }  # fmt: skip
 """Every message by its frame type."""

@@ -11,7 +11,7 @@ import platform
 import signal
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -86,27 +86,51 @@ class NodeReady:
 OnReady = Callable[[NodeReady], None]
 
 
+async def _at_once() -> None:
+    """Nothing is to be done before the end."""
+
+
 def run(settings: NodeSettings, on_ready: OnReady, on_download: Progress = store.silent) -> None:
     """Run a node until SIGINT or SIGTERM. Raises what the user should read (errors.SHOWN).
 
     `on_download` is told, on another thread, how a model comes from the hub.
     """
     log.configure(json=settings.log_json)
-    node = partial(_head, on_download=on_download) if settings.role == "head" else _worker
+    parting = _Parting()
+    is_head = settings.role == "head"
+    node = partial(_head, on_download=on_download) if is_head else partial(_worker, parting=parting)
     with claimed(settings.state_folder):
-        asyncio.run(_until_signal(node, settings, on_ready))
+        asyncio.run(_until_signal(node, settings, on_ready, parting))
+
+
+@dataclass(slots=True)
+class _Parting:
+    """What a node does, once it runs, before it ends: a worker hands its layers over."""
+
+    leave: Callable[[], Awaitable[None]] = field(default=_at_once)
 
 
 async def _until_signal(
-    node: Callable[[NodeSettings, OnReady], Coroutine[None, None, None]], settings: NodeSettings, on_ready: OnReady
+    node: Callable[[NodeSettings, OnReady], Coroutine[None, None, None]],
+    settings: NodeSettings,
+    on_ready: OnReady,
+    parting: _Parting,
 ) -> None:
-    """Cancel the node when a person or the system says so, and let it end in order."""
+    """Let the node part and end in order when a person or the system says so; at once when they say it again."""
     running = asyncio.create_task(node(settings, on_ready), name="node")
     loop = asyncio.get_running_loop()
+    leaving: list[asyncio.Task[None]] = []
 
-    def end() -> None:  # once: a second cancel would interrupt the ending in order
+    def cancel() -> None:  # once: a second cancel would interrupt the ending in order
         if not running.cancelling():
             running.cancel()
+
+    def end() -> None:
+        if leaving:
+            cancel()
+        else:
+            leaving.append(asyncio.ensure_future(parting.leave()))
+            leaving[0].add_done_callback(lambda _: cancel())
 
     for number in (signal.SIGINT, signal.SIGTERM):
         try:
@@ -115,6 +139,9 @@ async def _until_signal(
             signal.signal(number, lambda *_: loop.call_soon_threadsafe(end))
     with contextlib.suppress(asyncio.CancelledError):
         await running
+    for task in leaving:
+        task.cancel()
+        await asyncio.wait({task})
 
 
 # --- the head -------------------------------------------------------------------------------------------------------
@@ -274,7 +301,7 @@ class _Inbox:
 # --- a worker -------------------------------------------------------------------------------------------------------
 
 
-async def _worker(settings: NodeSettings, on_ready: OnReady) -> None:
+async def _worker(settings: NodeSettings, on_ready: OnReady, parting: _Parting) -> None:
     folder = StateFolder(settings.state_folder)
     credentials = folder.credentials()
     if credentials is None:
@@ -301,6 +328,7 @@ async def _worker(settings: NodeSettings, on_ready: OnReady) -> None:
         addresses = local_addresses(endpoint.port)
         on_ready(NodeReady(api.url, endpoint.port, addresses, "worker", credentials.cluster, None, "the master"))
         renewal = Renewal(credentials, folder.save_credentials, endpoint.renew)
+        parting.leave = worker.leave
         with enrolment.forgetting_when_removed(folder, credentials.cluster):
             await worker.stay(endpoint, finder.find, credentials.head, finder.remember, renewal)
 

@@ -77,7 +77,7 @@ def final_rows(tokens: Sequence[int], layers: int = 6) -> list[int]:
 class ArithmeticStage:
     def __init__(self, engine: ArithmeticEngine, plan: Plan, stage: int) -> None:
         self._engine = engine
-        self._layers = plan.stages[stage].layers
+        self.layers = self._layers = plan.stages[stage].layers
         self._last = stage == len(plan.stages) - 1
         self._tables = BlockTables(plan.block_count, plan.block_tokens, plan.context_tokens)
         self._block_tokens = plan.block_tokens
@@ -153,8 +153,8 @@ def _read(rows: list[int], readout: Readout) -> RowOutput:
 class ArithmeticEngine:
     """`present_bytes`: what the machine really has, when less than the limit that it promised.
 
-    `index` tells the devices of one node apart. `loads_badly` is raised by every load; `own_digest` is that of the
-    checkpoint on this machine.
+    `index` tells the devices of one node apart. `layers_loaded` counts those that had to be read. `loads_badly` is
+    raised by every load; `own_digest` is that of the checkpoint on this machine.
     """
 
     def __init__(self, limit_bytes: int, present_bytes: int | None = None, index: int = 0) -> None:
@@ -166,6 +166,7 @@ class ArithmeticEngine:
         self.used_bytes = 0
         self.layer_tokens = 0
         self.handed_over = 0
+        self.layers_loaded = 0
 
     def device_facts(self) -> DeviceFacts:
         return DeviceFacts("cpu", self.index, "arithmetic", self.limit_bytes, self.limit_bytes)
@@ -185,7 +186,20 @@ class ArithmeticEngine:
     def model_facts(self, folder: Path, ref: ModelRef) -> ModelFacts:
         return facts()
 
-    def load_stage(self, folder: Path, plan: Plan, stage: int, progress: Callable[[int, int], None]) -> ArithmeticStage:
+    def load_stage(
+        self,
+        folder: Path,
+        plan: Plan,
+        stage: int,
+        progress: Callable[[int, int], None],
+        old: ArithmeticStage | None = None,
+    ) -> ArithmeticStage:
+        layers = plan.stages[stage].layers
+        kept = set[int]()
+        if old is not None and old.bytes:
+            kept = set(range(old.layers.start, old.layers.end))
+            old.close()
+        self.layers_loaded += len(set(range(layers.start, layers.end)) - kept)
         self._reserve(plan.stages[stage].total_bytes)
         progress(1, 1)
         return ArithmeticStage(self, plan, stage)

@@ -101,14 +101,17 @@ class ClusterBench:
         raise AssertionError(f"no end of actions: {done[-5:]}")
 
     def run_until_quiet(self) -> None:
-        """Time passes, every load is answered, until nothing moves any more."""
+        """Time passes, every load is answered, until nothing moves any more, nor will."""
         for _ in range(MOST_ROUNDS):
             self.wait(reconcile.SETTLE_S)
             moved = bool(self.reconcile())
             for node in sorted(self.workers):
                 moved |= self.answer(node)
             if not moved:
-                return
+                wake_at = reconcile.next_actions(self.state, self.now).wake_at
+                if wake_at is None:
+                    return
+                self.now = wake_at
         raise AssertionError("the cluster never comes to rest")
 
     def _perform(self, action: reconcile.Action) -> None:
@@ -122,7 +125,10 @@ class ClusterBench:
             case reconcile.StopServing():
                 assert self.serving is not None and self.serving.epoch == action.epoch
                 self.serving = None
-                self.note(events.ServingStopped(action.epoch, action.reason))
+                kept = action.kind != "error"
+                self.note(events.ServingStopped(action.epoch, action.reason, self.now, kept, action.node))
+            case reconcile.EndRequests():
+                self.note(events.RequestsEnded())
             case reconcile.Release():
                 self._release(action)
 
@@ -142,8 +148,8 @@ class ClusterBench:
     def _assign(self, action: reconcile.Assign) -> None:
         worker = self.workers[action.node]
         assert action.plan.stages[action.stage].node == action.node
-        assert worker.loading is None and worker.held is None, "assigned before the old stage was released"
-        worker.loading = action.plan
+        assert self.serving is None, "assigned while an older plan serves"
+        worker.loading, worker.held = action.plan, None
         self.note(events.Assigned(action.node, action.plan.epoch, self.now))
 
     def _start(self, plan: Plan) -> None:
@@ -154,7 +160,8 @@ class ClusterBench:
         self.note(events.ServingStarted(plan.epoch))
 
     def _release(self, action: reconcile.Release) -> None:
-        assert self.serving is None or self.serving.epoch > action.epoch, "released while serving"
+        serving = {stage.node for stage in self.serving.stages} if self.serving is not None else set[NodeId]()
+        assert action.node not in serving, "released while serving"
         worker = self.workers[action.node]
         worker.loading = worker.held = None
         self.note(events.Released(action.node, action.epoch))

@@ -37,5 +37,6 @@ def _validate_plan(state: State) -> None:
     assert state.failure is None, "a plan and a failure"
     if state.broken is None:
         assert plan.model == state.model.ref
-        assert all(node in candidates(state) for node, _ in held_bytes(plan)), "a plan with a node that is gone"
+        usable = {*candidates(state), *(node for node, record in state.nodes.items() if record.draining)}
+        assert all(node in usable for node, _ in held_bytes(plan)), "a plan with a node that is gone"
         assert state.considered is not None

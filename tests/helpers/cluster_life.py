@@ -10,7 +10,14 @@ from typing import Any
 
 from tests.helpers.arithmetic_engine import answer, facts
 from tests.helpers.simulated_cluster import SETTINGS, SimulatedCluster, node_id
-from vramancer_cli.errors import DoesNotFitError, NodeLostError, NotReadyError, QueueFullError
+from vramancer_cli.errors import (
+    DoesNotFitError,
+    NodeLostError,
+    NotReadyError,
+    QueueFullError,
+    UsageError,
+    VramancerError,
+)
 from vramancer_cli.planning.facts import DeviceCapacity
 from vramancer_cli.planning.placement import place
 
@@ -24,6 +31,10 @@ HEAD_BYTES = (1_000, 12_000, 12_000, 60_000)
 WORKER_BYTES = (500, 12_000, 12_000, 20_000, 60_000)
 BLAME_S = 8.0
 """How long after it was harmed a node may be named as lost: silence, a broken link, and what was said of it."""
+HONEST = ("cannot hold the model", "no other plan was ready", "data link")
+"""What is said when an answer ends: nobody is left to hold the model, or it was in failing steps too often."""
+QUEUE_S = 120.0
+"""What a whole life's requests may take, one after the other, in a cluster that holds one context."""
 ENDINGS = (NodeLostError, NotReadyError, QueueFullError)
 
 
@@ -42,6 +53,7 @@ class ClusterLife:
         head_bytes = self.rng.choice(HEAD_BYTES)
         async with SimulatedCluster(head_bytes, work_s=WORK_S, latency_s=LATENCY_S) as cluster:
             self.cluster = cluster
+            self._pause, cluster.generation.pause = cluster.generation.pause, self._paused
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._until_the_end(self._trouble, 0.2, 3.0))
                 group.create_task(self._until_the_end(self._ask, 0.1, 1.0))
@@ -64,7 +76,7 @@ class ClusterLife:
     async def _trouble(self) -> None:
         happenings = (
             self._join, self._join, self._join, self._leave, self._kill, self._partition, self._heal, self._heal,
-            self._lag, self._slow_device, self._wall, self._quick_return,
+            self._lag, self._slow_device, self._wall, self._quick_return, self._drain, self._part,
         )  # fmt: skip
         happening = self.rng.choice(happenings)
         if await happening():
@@ -104,6 +116,34 @@ class ClusterLife:
         self.cluster.join(number, limit_bytes)
         self.cluster.hub.heal(node_id(number))
         return True
+
+    async def _drain(self) -> bool:
+        number = self._some_worker()
+        if number is None:
+            return False
+        self.asked.append(asyncio.create_task(self._drained(number)))
+        return True
+
+    async def _drained(self, number: int) -> None:
+        """As `vramancer drain`, which ends in one of three ways; the node may die meanwhile."""
+        try:
+            await self.cluster.coordinator.drain(f"node-{number}")
+        except (DoesNotFitError, NotReadyError, UsageError):
+            self.seen["not drained"] += 1
+        else:
+            self.seen["drained"] += 1
+
+    async def _part(self) -> bool:
+        """As Ctrl-C, with all the patience that a worker has."""
+        number = self._some_worker()
+        if number is not None:
+            self._harmed(number)
+            worker = self.cluster.workers[number]
+            await worker.worker.leave()
+            self._harmed(number)
+            if self.cluster.workers.get(number) is worker:
+                await self.cluster.leave(number)
+        return number is not None
 
     async def _partition(self) -> bool:
         number = self._some_worker()
@@ -147,10 +187,16 @@ class ClusterLife:
         for number in numbers:
             self.harmed_at[f"node-{number}"] = asyncio.get_running_loop().time()
 
-    def _check_blame(self, error: Exception) -> None:
+    def _check_honesty(self, error: Exception) -> None:
+        if isinstance(error, NodeLostError):
+            assert any(part in str(error) for part in HONEST), f"an answer ended that could have gone on: {error}"
+
+    async def _paused(self, error: VramancerError, **how: bool) -> None:
+        """Between the coordinator and the generation: whoever is named has been harmed just now."""
         if isinstance(error, NodeLostError):
             ago_s = asyncio.get_running_loop().time() - self.harmed_at.get(error.node, -BLAME_S)
             assert ago_s < BLAME_S, f"{error.node} was blamed, {ago_s:.1f} s after it was harmed: {error}"
+        await self._pause(error, **how)
 
     def _some_worker(self) -> int | None:
         return self.rng.choice(sorted(self.cluster.workers)) if self.cluster.workers else None
@@ -169,7 +215,7 @@ class ClusterLife:
             async with asyncio.timeout(patience_s):
                 tokens = await self.cluster.ask(prompt, count)
         except ENDINGS as error:
-            self._check_blame(error)
+            self._check_honesty(error)
             self.seen[type(error).__name__] += 1
         except TimeoutError:
             self.seen["hung up"] += 1
@@ -192,26 +238,31 @@ class ClusterLife:
             await asyncio.sleep(1.0)  # those that were lost too often while they loaded
 
     async def _check_after(self) -> None:
-        fits = self._fits()
-        if fits:
+        if self._fits():
             await self.cluster.ready(deadline_s=CALM_S)
-        async with asyncio.timeout(30.0):
+        async with asyncio.timeout(QUEUE_S):
             await asyncio.gather(*self.asked)
         assert self.cluster.generation.running == self.cluster.generation.waiting == 0
         await asyncio.sleep(CALM_S)
-        assert self.cluster.serving == fits
+        assert self.cluster.serving == self._fits()  # one that came back meanwhile may be used again
         self.cluster.check_memory()
         await self._ask()
         await self.asked[-1]
         assert len(self.asked) == sum(
-            self.seen[kind] for kind in ("answered", "hung up", *(e.__name__ for e in ENDINGS))
+            self.seen[kind]
+            for kind in ("answered", "hung up", "drained", "not drained", *(e.__name__ for e in ENDINGS))
         )
 
     def _fits(self) -> bool:
-        """Whether the model fits into what the machines that are still there really have."""
+        """Whether the model fits into what the machines really have that are still there, and not drained."""
+        records = self.cluster.coordinator.state.nodes
         device = self.cluster.engine.device_facts()
         present = {0: self.cluster.engine.present_bytes}
-        present |= {number: worker.engine.present_bytes for number, worker in self.cluster.workers.items()}
+        present |= {
+            number: worker.engine.present_bytes
+            for number, worker in self.cluster.workers.items()
+            if node_id(number) not in records or not records[node_id(number)].draining
+        }
         nodes = [DeviceCapacity(node_id(number), "", device, count) for number, count in present.items()]
         try:
             place(facts(self.cluster.layers), nodes, node_id(0), SETTINGS, 1)

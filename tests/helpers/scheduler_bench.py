@@ -68,20 +68,19 @@ class Flight:
 
 
 class Bench:
-    """One epoch. Steps wander through the stages as `advance` is called, each stage taking them in order."""
+    """Steps wander through the stages as `advance` is called, each stage taking them in order; `next_epoch` takes the
+    stages away."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.scheduler = Scheduler(epoch=1, **limits.__dict__)
-        self.stages = [
-            MirrorStage(limits.block_count, limits.block_tokens, limits.state_slots, limits.windows)
-            for _ in range(STAGES)
-        ]
+        self.stages = _stages(limits)
         self.live: dict[int, Request] = {}
         self.done: list[Request] = []
         self.in_flight: list[Flight] = []
         self.now = 0.0
         self.steps = 0
+        self.epochs = 1
         self.preemptions = self.copies = self.shared = self.right = self.wrong = 0
         self._next_id = self._actions = 0
         self._oldest: int | None = None
@@ -112,6 +111,22 @@ class Bench:
     def abort(self, request: Request) -> None:
         self.scheduler.abort(request.id)
         del self.live[request.id]
+        self._check_integrity()
+
+    def next_epoch(self) -> None:
+        """Whatever is in flight is lost, and so are all caches; other stages go on with what the head knows."""
+        before = self.scheduler
+        before.suspend()
+        before.check_integrity()
+        assert (before.running, before.waiting) == (0, len(self.live))
+        self.epochs += 1
+        self.scheduler = Scheduler(epoch=self.epochs, **self.limits.__dict__)
+        self.scheduler.inherit(before)
+        self.stages = _stages(self.limits)
+        self.in_flight.clear()
+        for request in self.live.values():
+            request.allowed_steps += self.patience_steps * sum(other.work for other in self.live.values())
+        self._oldest_passed_by = 0
         self._check_integrity()
 
     def schedule(self) -> bool:
@@ -290,3 +305,9 @@ class RandomRequests:
 
     def _words(self, most: int) -> tuple[int, ...]:
         return tuple(self._rng.randrange(VOCABULARY) for _ in range(self._rng.randint(1, most)))
+
+
+def _stages(limits: Limits) -> list[MirrorStage]:
+    return [
+        MirrorStage(limits.block_count, limits.block_tokens, limits.state_slots, limits.windows) for _ in range(STAGES)
+    ]

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from transport.tokens import Token
 from vramancer_cli.cluster.status import ClusterStatus, NodeStatus
-from vramancer_cli.errors import UsageError
+from vramancer_cli.errors import DoesNotFitError, UsageError
 from vramancer_cli.models.readout import TokenScore
 from vramancer_cli.runtime.contracts import (
     Deployment,
@@ -235,6 +235,7 @@ class FixedAdmin:
     head: bool = True
     fresh_asked: int = 0
     removed: list[str] = field(default_factory=list)
+    drained: list[str] = field(default_factory=list)
 
     async def status(self, *, fresh: bool = False) -> ClusterStatus:
         if fresh:
@@ -258,6 +259,15 @@ class FixedAdmin:
         if not self.head or found is None:
             raise UsageError(f"No node is called '{node}'.")
         self.removed.append(found.id)
+        return found.id
+
+    async def drain(self, node: str) -> str:
+        found = next((known for known in self.current.nodes if node in (known.name, known.id)), None)
+        if not self.head or found is None:
+            raise UsageError(f"No node is called '{node}'.")
+        if found.role == "head":
+            raise DoesNotFitError("2.0 GiB more would do on 'attic'.")
+        self.drained.append(found.id)
         return found.id
 
 

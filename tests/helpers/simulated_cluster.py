@@ -182,9 +182,12 @@ class SimulatedCluster:
         return tokens
 
     def check_memory(self) -> None:
-        """Every node holds what the plan says, and nothing else."""
-        held = held_bytes(self.plan) if self.serving else {}
+        """Every node holds what the plan says, and nothing else; while nothing serves, no more than it may."""
         engines = {0: (self.engine,), **{number: member.engines for number, member in self.workers.items()}}
+        if not self.serving:
+            assert all(engine.used_bytes <= engine.limit_bytes for own in engines.values() for engine in own)
+            return
+        held = held_bytes(self.plan)
         used = {(node_id(n), i): engine.used_bytes for n, own in engines.items() for i, engine in enumerate(own)}
         assert used == {place: held.get(place, 0) for place in used}
 

@@ -20,6 +20,7 @@ from transport.messages import (
     Goodbye,
     Hello,
     Join,
+    Leaving,
     LoadProgress,
     Message,
     ModelFiles,
@@ -146,4 +147,5 @@ SAMPLES: Final[tuple[Sample, ...]] = (
     Sample(Piece(bytes(range(32))), tensors=(tensor("bytes", "uint8", (5,), b"piece"),)),
     Sample(NotServed("The master serves another model.")),
     Sample(FetchProgress(3, 1 << 20, 5 << 20)),
+    Sample(Leaving()),
 )

@@ -10,7 +10,7 @@ from tests.helpers.arithmetic_engine import ArithmeticEngine, answer
 from tests.helpers.simulated_cluster import SimulatedCluster, node_id
 from tests.helpers.virtual_time import run
 from vramancer_cli.cluster import events
-from vramancer_cli.errors import NodeLostError, NotReadyError
+from vramancer_cli.errors import NotReadyError
 
 SMALL = 12_000
 """Bytes: two of the six layers, with KV and workspace, beside the ends."""
@@ -92,11 +92,11 @@ def test_a_lost_node_loses_both_its_stages_at_once(how: str) -> None:
                 cluster.hub.partition(node_id(1))
             else:
                 await (cluster.kill(1) if how == "kill" else cluster.leave(1))
-            with pytest.raises(NodeLostError):
-                async with asyncio.timeout(5):
-                    await running
+            await asyncio.sleep(1)
+            assert not running.done()
             cluster.join(2, WHOLE)
             await cluster.ready()
+            assert await running == answer([1, 2], 200)
             assert await cluster.ask([3], 5) == answer([3], 5)
 
     run(scene())

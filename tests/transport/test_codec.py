@@ -210,6 +210,7 @@ def test_optional_messages_carry_the_flag() -> None:
         "Renew",
         "Renewed",
         "FetchProgress",
+        "Leaving",
     ]
     assert take_apart(encode(0, 0, Whisper("psst"))[0])[0].optional
 

@@ -11,7 +11,7 @@ from transport.messages import DeviceLoad, StagePlan
 from transport.types import NodeId, OfferedDevice
 from vramancer_cli.cluster.reconcile import planning_due_at
 from vramancer_cli.cluster.records import NodeRecord
-from vramancer_cli.cluster.state import State, candidates, mismatch
+from vramancer_cli.cluster.state import State, candidates, in_plan, mismatch
 from vramancer_cli.cluster.status import ClusterStatus, DeviceStatus, NodeState, NodeStatus, ServiceState
 
 
@@ -182,7 +182,7 @@ def _node_state(state: State, node: NodeId) -> NodeState:
     record, plan = state.nodes[node], state.active_plan
     if not record.alive:
         return "lost"
-    if record.resting or mismatch(state, record) is not None:
+    if record.resting or mismatch(state, record) is not None or (record.draining and not in_plan(state, node)):
         return "spare"
     if plan is None or state.broken is not None or node not in plan.reasons:
         return "joined"
@@ -200,6 +200,8 @@ def _why(state: State, node: NodeId, now: float) -> str:
     different = mismatch(state, record)
     if different is not None:
         return f"not used: {different}"
+    if record.draining:
+        return "hands its layers over" if in_plan(state, node) else "drained: holds nothing until it is started again"
     if record.trouble.resting_until is not None:
         left_min = math.ceil(max(0.0, record.trouble.resting_until - now) / 60)
         return f"not used for another {left_min} min: {_failures(record)}"
@@ -216,7 +218,7 @@ def _why_joined(state: State, node: NodeId) -> str:
         return "not used: the model does not fit yet"
     is_busy = state.running > 0 or state.waiting > 0
     if state.active_plan is not None and is_busy and node in candidates(state):
-        return "used as soon as no request is running"
+        return "used as soon as no request is running, or enough of them wait"
     return "waits for its layers"
 
 

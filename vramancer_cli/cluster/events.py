@@ -23,7 +23,7 @@ class ModelChosen:
 
 @dataclass(frozen=True, slots=True)
 class NodeJoined:
-    """A node proved who it is. One that was here before starts afresh: it holds nothing."""
+    """A node proved who it is. One that was here before starts afresh; what it still holds, nobody here knows."""
 
     facts: NodeFacts
     at: float
@@ -56,6 +56,13 @@ class NodeLost:
 @dataclass(frozen=True, slots=True)
 class NodeRested:
     """The time is over for which plans were made without a node whose stages kept failing."""
+
+    node: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class NodeDraining:
+    """A node is to hand its layers over, and gets no others until it joins again."""
 
     node: NodeId
 
@@ -156,10 +163,21 @@ class ServingBroke:
 
 @dataclass(frozen=True, slots=True)
 class ServingStopped:
-    """No requests are taken any more on the plan of `epoch`. An epoch never serves twice."""
+    """Nothing is computed any more on the plan of `epoch`. An epoch never serves twice.
+
+    `kept`: its requests wait for the next plan; `node`: whose loss it was, if it was one's.
+    """
 
     epoch: int
     reason: str
+    at: float = 0.0
+    kept: bool = False
+    node: NodeId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestsEnded:
+    """The requests that waited for the next plan wait no longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +194,7 @@ Event = (
     | NodeHeard
     | NodeLost
     | NodeRested
+    | NodeDraining
     | Planned
     | PlanFailed
     | Assigned
@@ -187,5 +206,6 @@ Event = (
     | ServingStarted
     | ServingBroke
     | ServingStopped
+    | RequestsEnded
     | BusyChanged
 )

@@ -1,22 +1,32 @@
 """What to do about a state: `next_actions`, pure and idempotent.
 
 The caller performs the actions in order, feeds back the events that they are (Planned or PlanFailed, Assigned,
-ServingStarted, ServingStopped, Released) and asks again, until nothing is left to do. Never sockets, clocks, torch.
+ServingStarted, ServingStopped, RequestsEnded, Released) and asks again, until nothing is left to do. Never sockets,
+clocks, torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final, Literal
 
 from transport.messages import Plan
 from transport.types import NodeId
-from vramancer_cli.cluster.records import NodeRecord
-from vramancer_cli.cluster.state import State, candidates, considering
+from vramancer_cli.cluster.events import NodeDraining
+from vramancer_cli.cluster.records import BreakKind, NodeRecord
+from vramancer_cli.cluster.state import State, apply, candidates, considering, in_plan
 from vramancer_cli.planning.facts import DeviceCapacity
 
+RETURN_S: Final = 5.0
+"""When what is left cannot hold the model, requests wait so long for a machine to be back: a link that only broke, or a
+program that was started again. Then they end, with the reason."""
+RECOVERY_S: Final = 300.0
+"""The longest that requests wait for another plan to be loaded."""
 SETTLE_S = 1.0
 """Machines switched on together join within this time of each other, and cause one plan."""
+BUSY_SETTLE_S: Final = 10.0
+"""The same while requests run and wait: each plan costs them a pause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +55,21 @@ class StartServing:
 
 @dataclass(frozen=True, slots=True)
 class StopServing:
-    """`reason` is a sentence for those whose answers end; `node` the one at fault, if one is."""
+    """`reason` is a sentence for those who wait or whose answers end; `node` the one at fault, if one is.
+
+    `kind`: as PlanBreak's; "moved" where the plan still works, and another one takes its place.
+    """
 
     epoch: int
+    reason: str
+    node: NodeId | None
+    kind: BreakKind | Literal["moved"] = "lost"
+
+
+@dataclass(frozen=True, slots=True)
+class EndRequests:
+    """Tell those who wait for the next plan that there is none to be had soon; `node` as in StopServing."""
+
     reason: str
     node: NodeId | None
 
@@ -60,7 +82,7 @@ class Release:
     epoch: int
 
 
-Action = MakePlan | Assign | StartServing | StopServing | Release
+Action = MakePlan | Assign | StartServing | StopServing | EndRequests | Release
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +94,7 @@ class Reconciliation:
 
 
 def next_actions(state: State, now: float) -> Reconciliation:
-    """First stop what cannot go on, then plan, then unload what is of no plan, load what is, and serve."""
+    """First stop what cannot go on, then plan, then unload what the plan does not need, load what it does, serve."""
     stop = _stop(state)
     if stop is not None:
         return Reconciliation((stop,))
@@ -80,23 +102,33 @@ def next_actions(state: State, now: float) -> Reconciliation:
     if due_at is not None and now >= due_at:
         return Reconciliation((_make_plan(state),))
     moves = (*_releases(state), *_assigns(state))
-    return Reconciliation(moves or _start(state), due_at)
+    over_at = _interruption_over_at(state)
+    if over_at is not None and now >= over_at and not (moves or _start(state)):
+        return Reconciliation((_end_requests(state),))
+    wake_at = min((at for at in (due_at, over_at) if at is not None), default=None)
+    return Reconciliation(moves or _start(state), wake_at)
 
 
 def planning_due_at(state: State) -> float | None:
     """When planning is due, after the last join has settled; None while there is nothing to plan.
 
     Without a sound plan, planning is due once the nodes or their limits differ from those last tried. With one, a
-    newcomer is worth it, but only while nothing runs or waits. A lost node that held nothing changes nothing.
+    newcomer is worth it while nothing runs or waits, and a try where requests wait (`state.apply` decides then whether
+    the plan is worth their pause). A node that is to hand its layers over always is. A lost node that held nothing
+    changes nothing.
     """
     if state.model is None or state.head is None:
         return None
     present = considering(state)
     if state.active_plan is None or state.broken is not None:
         wanted = present != state.considered
+    elif any(record.draining and in_plan(state, node) for node, record in state.nodes.items()):
+        return 0.0
     else:
-        is_idle = state.running == 0 and state.waiting == 0
-        wanted = is_idle and (state.considered is None or not present <= state.considered)
+        wanted = state.considered is None or not present <= state.considered
+        if wanted and state.running + state.waiting > 0:
+            gains = state.waiting > 0 and present != state.declined
+            return state.last_join_at + BUSY_SETTLE_S if gains else None
     return state.last_join_at + SETTLE_S if wanted else None
 
 
@@ -105,15 +137,38 @@ def _stop(state: State) -> StopServing | None:
     if epoch is None:
         return None
     if state.broken is not None:
-        return StopServing(epoch, state.broken.reason, state.broken.node)
+        return StopServing(epoch, state.broken.reason, state.broken.node, state.broken.kind)
     if plan is None or plan.epoch != epoch:
-        return StopServing(epoch, "the model is being moved to use another node", None)
+        return StopServing(epoch, "the model is being moved to use other nodes", None, "moved")
     return None
+
+
+def _interruption_over_at(state: State) -> float | None:
+    """When those who wait for the next plan are to be told that it does not come."""
+    waiting = state.interruption
+    if waiting is None:
+        return None
+    longest = waiting.since + RECOVERY_S
+    return longest if state.failure is None else min(longest, state.failure.since + RETURN_S)
+
+
+def _end_requests(state: State) -> EndRequests:
+    waiting = state.interruption
+    assert waiting is not None
+    why = f"no other plan was ready within {RECOVERY_S / 60:.0f} minutes."
+    if state.failure is not None:
+        why = f"what is left cannot hold the model. {state.failure.reason}"
+    return EndRequests(f"{waiting.reason.rstrip('.')}; {why}", waiting.node)
 
 
 def _make_plan(state: State) -> MakePlan:
     usable = sorted(candidates(state).items())
     return MakePlan(state.epoch + 1, tuple(device for _, record in usable for device in _capacities(record)))
+
+
+def plan_without(state: State, node: NodeId) -> MakePlan:
+    """What would be planned with, had `node` to hand its layers over."""
+    return _make_plan(apply(state, NodeDraining(node)))
 
 
 def _capacities(record: NodeRecord) -> Iterator[DeviceCapacity]:
@@ -124,20 +179,30 @@ def _capacities(record: NodeRecord) -> Iterator[DeviceCapacity]:
 
 
 def _releases(state: State) -> Iterator[Release]:
-    """Whatever is held of another epoch than the active plan's."""
-    kept = state.active_plan.epoch if state.active_plan is not None else None
+    """Whatever is held, or may be, by nodes that hold no layers of the active plan.
+
+    While there is none, all stays where it is: the next one may want it; so do the leftovers of a node with which no
+    plan was made yet. A node that hands its layers over is let go once the others serve them.
+    """
+    plan = state.active_plan
+    if plan is None or state.broken is not None:
+        return
+    planned = {stage.node for stage in plan.stages}
+    coming = considering(state) - (state.considered or frozenset())
     for node, record in sorted(state.nodes.items()):
-        if record.stage is not None and record.stage.epoch != kept:
-            yield Release(node, record.stage.epoch)
+        held = record.stage is not None or (record.may_hold and (node, record.limits) not in coming)
+        if held and node not in planned and (state.serving_epoch == plan.epoch or not record.draining):
+            yield Release(node, plan.epoch)
 
 
 def _assigns(state: State) -> Iterator[Assign]:
-    """The active plan's stages on nodes that hold nothing: an old stage is released first."""
+    """The active plan's stages. A node that holds an older one makes the new one of it."""
     plan = state.active_plan
     if plan is None or state.broken is not None:
         return
     for node, first in plan.firsts().items():
-        if state.nodes[node].stage is None:
+        held = state.nodes[node].stage
+        if held is None or held.epoch != plan.epoch:
             yield Assign(node, plan, first)
 
 

@@ -56,6 +56,9 @@ class StageRecord:
 class NodeRecord:
     """One node. `limits` are in bytes and its devices' own, or less after one refused; `note`: why it was lost or
     refused.
+
+    `may_hold`: it has joined, and nobody has told it yet to hold or to unload anything. `draining`: it is to hold
+    nothing, until it joins again.
     """
 
     facts: NodeFacts
@@ -69,6 +72,8 @@ class NodeRecord:
     stage: StageRecord | None = None
     note: str = ""
     trouble: Trouble = field(default_factory=Trouble)
+    may_hold: bool = False
+    draining: bool = False
 
     @property
     def resting(self) -> bool:
@@ -85,17 +90,32 @@ class NodeRecord:
         return self.stage is not None and self.stage.direct
 
 
+BreakKind = Literal["lost", "failed", "error"]
+"""A node is gone; a node's stage failed at what it was given; something else, which a move of layers does not cure."""
+
+
 @dataclass(frozen=True, slots=True)
 class PlanBreak:
     """Why the active plan cannot go on; `node` where one node is the cause."""
 
     reason: str
     node: NodeId | None = None
+    kind: BreakKind = "lost"
+
+
+@dataclass(frozen=True, slots=True)
+class Interruption:
+    """Requests wait for the next plan: since when, why, and for whose fault, where it is one node's."""
+
+    since: float
+    reason: str
+    node: NodeId | None
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why there is no plan. `missing_bytes` 0: more memory would not help."""
+    """Why there is no plan, and since when. `missing_bytes` 0: more memory would not help."""
 
     reason: str
     missing_bytes: int
+    since: float = 0.0

@@ -13,18 +13,19 @@ from typing import assert_never
 from transport.messages import Plan
 from transport.types import NodeId
 from vramancer_cli.cluster import events
-from vramancer_cli.cluster.records import Candidate, Failure, NodeRecord, PlanBreak, StageRecord, Trouble
+from vramancer_cli.cluster.records import Candidate, Failure, Interruption, NodeRecord, PlanBreak, StageRecord, Trouble
 from vramancer_cli.models.facts import ModelFacts
 from vramancer_cli.planning.facts import PlanSettings
-from vramancer_cli.planning.plan import held_bytes, same_deployment, with_reasons
+from vramancer_cli.planning.plan import held_bytes, same_deployment, with_reasons, worth_moving
 
 
 @dataclass(frozen=True, slots=True)
 class State:
     """`epoch`: the highest ever given. `considered`: what the last planning had before it; None: plan in any case.
+    `declined`: with what a plan was made that was not worth a pause of those who ran.
 
     `active_plan` is the one loading or serving; with `broken` it only waits to be replaced. `serving_epoch` may
-    still be an older plan's until that one has been stopped.
+    still be an older plan's until that one has been stopped. `interruption`: what it served before waits meanwhile.
     """
 
     model: ModelFacts | None = None
@@ -34,7 +35,9 @@ class State:
     active_plan: Plan | None = None
     broken: PlanBreak | None = None
     considered: frozenset[Candidate] | None = None
+    declined: frozenset[Candidate] | None = None
     failure: Failure | None = None
+    interruption: Interruption | None = None
     serving_epoch: int | None = None
     running: int = 0
     waiting: int = 0
@@ -68,7 +71,7 @@ def mismatch(state: State, record: NodeRecord) -> str | None:
 def candidates(state: State) -> dict[NodeId, NodeRecord]:
     """The nodes that a plan made now may use."""
     present = ((node, record) for node, record in state.nodes.items() if record.alive and not record.resting)
-    return {node: record for node, record in present if mismatch(state, record) is None}
+    return {node: record for node, record in present if mismatch(state, record) is None and not record.draining}
 
 
 def considering(state: State) -> frozenset[Candidate]:
@@ -89,10 +92,12 @@ def apply(state: State, event: events.Event) -> State:
             return _lost(state, event)
         case events.NodeRested():
             return _rested(state, event.node)
+        case events.NodeDraining():
+            return _draining(state, event.node)
         case events.Planned():
             return _planned(state, event.plan)
         case events.PlanFailed():
-            return _plan_failed(state, Failure(event.reason, event.missing_bytes))
+            return _plan_failed(state, Failure(event.reason, event.missing_bytes, event.at))
         case events.Assigned():
             return _assigned(state, event)
         case events.StageFetching() | events.StageLoading() | events.StageBecameReady():
@@ -107,6 +112,8 @@ def apply(state: State, event: events.Event) -> State:
             return _serving_broke(state, event)
         case events.ServingStopped():
             return _serving_stopped(state, event)
+        case events.RequestsEnded():
+            return replace(state, interruption=None)
         case events.BusyChanged():
             return replace(state, running=max(0, event.running), waiting=max(0, event.waiting))
         case _:
@@ -120,7 +127,7 @@ def _model_chosen(state: State, event: events.ModelChosen) -> State:
     if (state.model, state.settings) == (event.facts, event.settings):
         return state
     chosen = replace(state, model=event.facts, settings=event.settings, failure=None, considered=None)
-    return _break(chosen, PlanBreak("another model was chosen"))
+    return _break(chosen, PlanBreak("another model was chosen", kind="error"))
 
 
 def _joined(state: State, event: events.NodeJoined) -> State:
@@ -129,8 +136,8 @@ def _joined(state: State, event: events.NodeJoined) -> State:
     before = state.nodes.get(node)
     trouble = before.trouble if before is not None else Trouble()
     limits = tuple(max(0, device.limit_bytes) for device in event.facts.devices)
-    record = NodeRecord(event.facts, is_head, event.at, event.at, limits, trouble=trouble)
-    if _in_plan(state, node):
+    record = NodeRecord(event.facts, is_head, event.at, event.at, limits, trouble=trouble, may_hold=not is_head)
+    if in_plan(state, node):
         state = _break(state, PlanBreak(f"'{event.facts.name}' started again", node))
     last_join_at = max(state.last_join_at, event.at)
     return replace(state, nodes={**state.nodes, node: record}, last_join_at=last_join_at)
@@ -151,11 +158,12 @@ def _lost(state: State, event: events.NodeLost) -> State:
         return state
     failed = event.failed or (record.stage is not None and record.stage.status == "loading")
     trouble = record.trouble.after(event.at, event.reason) if failed else record.trouble
-    lost = replace(record, status="lost", stage=None, note=event.reason, trouble=trouble)
+    lost = replace(record, status="lost", stage=None, note=event.reason, trouble=trouble, may_hold=False)
     state = _with(state, replace(lost, last_heard=max(record.last_heard, event.at)))
-    if not _in_plan(state, event.node):
+    if not in_plan(state, event.node):
         return state
-    return _break(state, PlanBreak(f"'{record.facts.name}' was lost: {event.reason}", event.node))
+    kind = "failed" if event.failed else "lost"
+    return _break(state, PlanBreak(f"'{record.facts.name}' was lost: {event.reason}", event.node, kind))
 
 
 def _rested(state: State, node: NodeId) -> State:
@@ -164,6 +172,13 @@ def _rested(state: State, node: NodeId) -> State:
     if record is None or not record.resting:
         return state
     return _with(state, replace(record, trouble=replace(record.trouble, resting_until=None)))
+
+
+def _draining(state: State, node: NodeId) -> State:
+    record = state.nodes.get(node)
+    if record is None or record.is_head or not record.alive:
+        return state
+    return _with(state, replace(record, draining=True))
 
 
 # --- plans ----------------------------------------------------------------------------------------------------------
@@ -176,27 +191,50 @@ def _planned(state: State, plan: Plan) -> State:
     if old is not None and state.broken is None and same_deployment(old, plan):
         kept = with_reasons(old, plan.reasons)
         return replace(state, active_plan=kept, epoch=plan.epoch, considered=considering(state))
+    if old is not None and state.broken is None and _is_optional(state, old) and not worth_moving(old, plan):
+        return replace(state, epoch=plan.epoch, declined=considering(state))
     state = replace(state, active_plan=plan, epoch=plan.epoch, considered=considering(state), broken=None, failure=None)
     gone = next((node for node, _ in held_bytes(plan) if node not in candidates(state)), None)
     return state if gone is None else _break(state, PlanBreak("a node was lost while planning", gone))
 
 
+def _is_optional(state: State, plan: Plan) -> bool:
+    """Whether requests run or wait on a plan that could go on as it is."""
+    is_busy = state.serving_epoch == plan.epoch and state.running + state.waiting > 0
+    return is_busy and not any(state.nodes[node].draining for node, _ in held_bytes(plan))
+
+
 def _plan_failed(state: State, failure: Failure) -> State:
-    """Uses up an epoch. A plan that is still good stays: it was only not possible to do better."""
-    state = replace(state, epoch=state.epoch + 1, considered=considering(state))
+    """Uses up an epoch. A plan that is still good stays: it was only not possible to do better. Whoever was to hand
+    layers over, and still has them, cannot be spared: then there may be a plan with it."""
+    needed = {
+        node: replace(record, draining=False)
+        for node, record in state.nodes.items()
+        if record.draining and (record.stage is not None or in_plan(state, node))
+    }
+    state = replace(state, nodes={**state.nodes, **needed})
     if state.active_plan is not None and state.broken is None:
-        return state
-    return replace(state, active_plan=None, broken=None, failure=failure)
+        return replace(state, epoch=state.epoch + 1, considered=considering(state))
+    if needed:
+        return replace(state, epoch=state.epoch + 1, considered=None, active_plan=None, broken=None)
+    if state.failure is not None:
+        failure = replace(failure, since=state.failure.since)
+    epoch, considered = state.epoch + 1, considering(state)
+    return replace(state, epoch=epoch, considered=considered, active_plan=None, broken=None, failure=failure)
 
 
 def _break(state: State, cause: PlanBreak) -> State:
     """The active plan cannot go on; the first cause is the one that is told."""
     if state.active_plan is None:
         return state
-    return replace(state, broken=state.broken or cause, considered=None)
+    waiting = state.interruption
+    if waiting is not None and waiting.node is None:
+        waiting = Interruption(waiting.since, cause.reason, cause.node)
+    return replace(state, broken=state.broken or cause, considered=None, interruption=waiting)
 
 
-def _in_plan(state: State, node: NodeId) -> bool:
+def in_plan(state: State, node: NodeId) -> bool:
+    """Whether the active plan needs the node."""
     plan = state.active_plan
     return plan is not None and (node == plan.ends or any(stage.node == node for stage in plan.stages))
 
@@ -210,7 +248,7 @@ def _assigned(state: State, event: events.Assigned) -> State:
         return state
     if record.stage is not None and record.stage.epoch >= event.epoch:
         return state
-    return _with(state, replace(record, stage=StageRecord(event.epoch, moved_at=event.at)))
+    return _with(state, replace(record, stage=StageRecord(event.epoch, moved_at=event.at), may_hold=False))
 
 
 def _stage_progressed(
@@ -263,9 +301,11 @@ def _lowered(limit_bytes: int, planned_bytes: int, needed_bytes: int, present_by
 
 def _released(state: State, node: NodeId, epoch: int) -> State:
     record = state.nodes.get(node)
-    if record is None or record.stage is None or record.stage.epoch > epoch:
+    if record is None or (record.stage is None and not record.may_hold):
         return state
-    return _with(state, replace(record, stage=None))
+    if record.stage is not None and record.stage.epoch > epoch:
+        return state
+    return _with(state, replace(record, stage=None, may_hold=False))
 
 
 # --- serving --------------------------------------------------------------------------------------------------------
@@ -275,23 +315,24 @@ def _serving_started(state: State, epoch: int) -> State:
     """Recorded even when the plan has changed meanwhile: what serves has to be stopped."""
     if state.serving_epoch is not None or not 0 < epoch <= state.epoch:
         return state
-    return replace(state, serving_epoch=epoch)
+    return replace(state, serving_epoch=epoch, interruption=None)
 
 
 def _serving_broke(state: State, event: events.ServingBroke) -> State:
     if state.active_plan is None or event.epoch != state.active_plan.epoch:
         return state
-    return _break(state, PlanBreak(event.reason))
+    return _break(state, PlanBreak(event.reason, kind="error"))
 
 
 def _serving_stopped(state: State, event: events.ServingStopped) -> State:
     """A stopped epoch is spent, since its steps are numbered without gaps: going on takes a new plan."""
     if state.serving_epoch != event.epoch:
         return state
-    state = replace(state, serving_epoch=None)
+    interruption = Interruption(event.at, event.reason, event.node) if event.kept else None
+    state = replace(state, serving_epoch=None, interruption=interruption)
     if state.active_plan is None or state.active_plan.epoch != event.epoch:
         return state
-    return _break(state, PlanBreak(event.reason))
+    return _break(state, PlanBreak(event.reason, kind="error"))
 
 
 def _with(state: State, record: NodeRecord) -> State:

@@ -157,6 +157,14 @@ def keep_ends(model: PreTrainedModel, seams: Seams) -> SplitModel:
     return SplitModel(model, layers_of(model), seams, LayerRange(0, 0))
 
 
+def layers_are_apart(model: PreTrainedModel) -> bool:
+    """Whether no weight belongs to several layers, so that each layer can be moved by itself. Model on `meta`."""
+    prefix = layer_prefix(model)
+    tied = {*model.all_tied_weights_keys, *model.all_tied_weights_keys.values()}
+    weights = [weight for layer in layers_of(model) for weight in layer.parameters()]
+    return len(weights) == len(set(weights)) and not any(layer_of(name, prefix) is not None for name in tied)
+
+
 def _stand_in(model: PreTrainedModel, seams: Seams, name: str) -> torch.nn.Module:
     """What is never called before the layers needs none."""
     if name not in seams.stand_ins:
@@ -165,12 +173,12 @@ def _stand_in(model: PreTrainedModel, seams: Seams, name: str) -> torch.nn.Modul
 
 
 def fill_buffers(model: PreTrainedModel, device: torch.device) -> None:
-    """Compute on `device` what no checkpoint holds: non-persistent buffers such as rotary frequencies.
+    """Compute on `device` what no checkpoint holds: non-persistent buffers such as rotary frequencies, if on `meta`.
 
     Every other module is marked as done first, so that transformers' initialisation touches no loaded weight.
     """
     without = set(model.modules())
-    buffers = list(model.named_non_persistent_buffers())
+    buffers = [(name, buffer) for name, buffer in model.named_non_persistent_buffers() if buffer.is_meta]
     if sum(buffer.nbytes for _, buffer in buffers) > _MAX_TABLE_BYTES:
         raise ModelError("config.json declares sizes whose tables alone would fill the memory.")
     for name, buffer in buffers:

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
+from transformers.distributed.pipeline_parallel import PipelineIdentityLayer
 
 from transport.types import LayerRange
 from vramancer_cli.engine.provenance import PROLOGUE
@@ -118,13 +120,35 @@ class SplitModel:
         self._incoming: Mapping[str, torch.Tensor] = {}
         self._outgoing: dict[str, torch.Tensor] = {}
         self._passing: Callable[[int, tuple[Any, ...], dict[str, Any]], Any] = self._pass_in_stage
+        self._container = container
+        self._hooks: dict[int, list[RemovableHandle]] = {}
         for index in range(len(container)):
-            if not layers.start <= index < layers.end:
+            if layers.start <= index < layers.end:
+                self._attach(index)
+            else:
                 container[index] = _Passed(self, index, container[index])
-            elif brought := seams.brought(index, layers.start):
-                container[index].register_forward_pre_hook(_Handing(self, brought), with_kwargs=True)
-        if layers and layers.end == len(self._calls):
-            container[layers.end - 1].register_forward_hook(self._leave_after_last)
+
+    def _attach(self, index: int) -> None:
+        """Hand the owned layer what came over the wire, and leave the forward after the model's last one."""
+        layer, hooks = self._container[index], self._hooks.setdefault(index, [])
+        if brought := self.seams.brought(index, self._layers.start):
+            hooks.append(layer.register_forward_pre_hook(_Handing(self, brought), with_kwargs=True))
+        if index + 1 == len(self._calls):
+            hooks.append(layer.register_forward_hook(self._leave_after_last))
+
+    def take_out(self, index: int) -> torch.nn.Module:
+        """An owned layer, as if it had never been here. The model cannot run after this."""
+        layer = self._container[index]
+        for hook in self._hooks.pop(index):
+            hook.remove()
+        self._container[index] = PipelineIdentityLayer()
+        return layer
+
+    def put_in(self, index: int, layer: torch.nn.Module) -> None:
+        """In the place of an owned layer, the same one of another copy of the model."""
+        self._container[index] = layer
+        self._hooks.pop(index)
+        self._attach(index)
 
     def run(self, incoming: Mapping[str, torch.Tensor], **arguments: Any) -> dict[str, torch.Tensor]:
         """From what crosses before the first owned layer to what crosses after the last."""

@@ -55,8 +55,20 @@ class Shard:
         looks_back = {layer: self.trace.looks_back(layer) for layer in self.kv_shapes}
         return {layer: numbers[tokens] for layer, tokens in looks_back.items() if tokens in numbers}
 
+    def take_over(self, old: Shard) -> None:
+        """Move the loaded layers that both own out of `old`, which is unloaded; `load` reads the rest.
+
+        Nothing is moved where `old` is of another checkpoint, computes differently, or its layers share weights.
+        """
+        alike = (self._checkpoint.digest, self._model.dtype, self._quantize, self.trace.ragged)
+        same = alike == (old._checkpoint.digest, old._model.dtype, old._quantize, old.trace.ragged)
+        if same and architecture.layers_are_apart(self._model):
+            for index in range(max(self.layers.start, old.layers.start), min(self.layers.end, old.layers.end)):
+                self._split.put_in(index, old._split.take_out(index))
+        old.unload()
+
     def load(self, device: torch.device, progress: Progress) -> None:
-        """Read the owned tensors to `device`. Raises ModelError."""
+        """Read the owned tensors that are not here yet to `device`. Raises ModelError."""
         weights.load_into(self._model, self._checkpoint, device, progress, self._quantize)
 
     def unload(self) -> None:

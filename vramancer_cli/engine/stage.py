@@ -72,13 +72,21 @@ class PagedStage:
 
     def close(self) -> None:
         """Free weights and cache, and give their bytes back. May be called again."""
-        loaded, self._loaded = self._loaded, None
-        if loaded is not None:
-            shard, pool, states = loaded
+        shard = self.give_up()
+        if shard is not None:
             shard.unload()
-            pool.clear()
-            states.clear()
-            release(self._device, self._held)
+            empty_cache(self._device)
+
+    def give_up(self) -> Shard | None:
+        """Free the cache, and give all bytes back. The shard, still loaded, is the caller's; None once closed."""
+        loaded, self._loaded = self._loaded, None
+        if loaded is None:
+            return None
+        shard, pool, states = loaded
+        pool.clear()
+        states.clear()
+        release(self._device, self._held)
+        return shard
 
     def _check(self, step: Step, boundary: Boundary, shard: Shard) -> None:
         limits = (shard.vocab_size, self._plan.context_tokens)
@@ -123,15 +131,25 @@ def load_stage(
     device: torch.device,
     progress: Progress,
     count: Count,
+    old: PagedStage | None = None,
 ) -> PagedStage:
     """Reserve weights, KV and workspace in one go, then allocate. Raises OverLimitError, ModelError.
 
-    Each part counts as the plan says, or as found here if that is more.
+    Each part counts as the plan says, or as found here if that is more. `old` gives the layers that it has of these,
+    and is closed, whatever comes of it.
     """
-    checkpoint = checked(folder, plan)
-    placed = plan.stages[stage]
-    dtype = DTYPES[plan.dtype]
-    shard = Shard(checkpoint, placed.layers, dtype, plan.quantize)
+    try:
+        checkpoint = checked(folder, plan)
+        placed = plan.stages[stage]
+        dtype = DTYPES[plan.dtype]
+        shard = Shard(checkpoint, placed.layers, dtype, plan.quantize)
+        if old is not None and (loaded := old.give_up()) is not None:
+            shard.take_over(loaded)
+            empty_cache(device)
+    except BaseException:
+        if old is not None:
+            old.close()
+        raise
     kv_bytes = cache_bytes(shard, plan)
     workspace_bytes = gather_bytes(shard.kv_shapes, plan.context_tokens, dtype)
     total_bytes = (
@@ -139,7 +157,11 @@ def load_stage(
         + max(placed.kv_bytes, kv_bytes)
         + max(placed.workspace_bytes, workspace_bytes)
     )
-    held = budget.reserve(f"Layers {placed.layers} of {plan.model.name}", total_bytes)
+    try:
+        held = budget.reserve(f"Layers {placed.layers} of {plan.model.name}", total_bytes)
+    except BaseException:
+        shard.unload()
+        raise
     try:
         shard.load(device, progress)
         groups = shard.groups(plan.windows)

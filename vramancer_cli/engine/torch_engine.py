@@ -84,10 +84,13 @@ class TorchEngine:
         """Raises ModelError."""
         return layer_ranges(folder, plan, layers)
 
-    def load_stage(self, folder: Path, plan: Plan, stage_index: int, progress: Progress) -> PagedStage:
-        """Raises OverLimitError before allocating anything over the limit, ModelError."""
+    def load_stage(
+        self, folder: Path, plan: Plan, stage_index: int, progress: Progress, old: object = None
+    ) -> PagedStage:
+        """Raises OverLimitError before allocating anything over the limit, ModelError. `old`: see the contract."""
+        assert old is None or isinstance(old, PagedStage)
         with giving_back():
-            return load_stage(folder, plan, stage_index, self._budget, self.device, progress, self._count)
+            return load_stage(folder, plan, stage_index, self._budget, self.device, progress, self._count, old)
 
     def load_ends(self, folder: Path, plan: Plan, progress: Progress) -> TorchEnds:
         """Raises OverLimitError before allocating anything over the limit, ModelError."""

@@ -151,19 +151,24 @@ def load_into(
     progress: Progress,
     quantize: WeightFormat = "none",
 ) -> None:
-    """Fill `model` (cut on meta) on `device`, layer by layer, reading only the tensors that it owns.
+    """Fill `model` (cut on meta) on `device`, layer by layer, reading only the tensors that it owns and has not yet.
 
     With `quantize` each layer's weights are quantised before the next layer is read. `progress` is told as
     `ReadProgress` has it. Raises ModelError.
     """
     _refuse_untied_copies(model, checkpoint)
-    owned = owned_tensors(model, checkpoint)
+    layers = architecture.layers_of(model)
+    owned = {
+        layer: group
+        for layer, group in owned_tensors(model, checkpoint).items()
+        if layer is None or _on_meta(layers[layer])
+    }
     total_bytes = sum(tensor.size_bytes for group in owned.values() for tensor in group)
     transformers_logging.disable_progress_bar()
     mapping = get_model_conversion_mapping(model)
-    missing = set(model.state_dict())
+    missing = {name for name, tensor in model.state_dict().items() if tensor.is_meta}
     reading = ReadProgress(total_bytes, progress)
-    layers, packed = architecture.layers_of(model), _packed(model, checkpoint)
+    packed = _packed(model, checkpoint)
     rounding = Rounding(quantize)
     for layer, group in owned.items():
         taken = taken_over(packed[layer], quantize) if layer is not None else {}
@@ -179,6 +184,10 @@ def load_into(
     _tie(model, missing & set(model.state_dict()))
     architecture.fill_buffers(model, device)
     _refuse_unfilled(model)
+
+
+def _on_meta(layer: torch.nn.Module) -> bool:
+    return any(tensor.is_meta for tensor in layer.state_dict().values())
 
 
 def _load_group(

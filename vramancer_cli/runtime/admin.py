@@ -55,6 +55,9 @@ class HeadAdmin:
     async def remove(self, node: str) -> NodeId:
         return await self._coordinator.remove(node)
 
+    async def drain(self, node: str) -> NodeId:
+        return await self._coordinator.drain(node)
+
     def share(self) -> bytes:
         """The status as the workers' boards get it."""
         return json.dumps(self._status().to_json()).encode()
@@ -99,3 +102,6 @@ class WorkerAdmin:
 
     async def remove(self, node: str) -> NodeId:
         raise UsageError("Only the master can remove a node.", hint="Run 'vramancer nodes remove' on the master.")
+
+    async def drain(self, node: str) -> NodeId:
+        raise UsageError("Only the master can drain a node.", hint="Run 'vramancer drain' on the master.")

@@ -94,8 +94,14 @@ class Engine(Protocol):
         """The bytes that `load_stage` will read for `layers`; config and headers suffice for it. Raises ModelError."""
         ...
 
-    def load_stage(self, folder: Path, plan: Plan, stage_index: int, progress: Progress) -> Stage:
-        """Raises OverLimitError before allocating anything over the limit, ModelError."""
+    def load_stage(
+        self, folder: Path, plan: Plan, stage_index: int, progress: Progress, old: Stage | None = None
+    ) -> Stage:
+        """Raises OverLimitError before allocating anything over the limit, ModelError.
+
+        What the plan still wants of `old`, a stage of this engine, is kept and not read again; `old` is closed in any
+        case, also when this raises.
+        """
         ...
 
     def load_ends(self, folder: Path, plan: Plan, progress: Progress) -> Ends: ...
@@ -247,6 +253,10 @@ class Admin(Protocol):
 
     async def remove(self, node: str) -> NodeId:
         """Remove a node, by name or id, from the cluster for ever. Raises UsageError, as `make_token`."""
+        ...
+
+    async def drain(self, node: str) -> NodeId:
+        """Have other nodes take its layers over, and wait for it. Raises UsageError, DoesNotFitError, NotReadyError."""
         ...
 
 

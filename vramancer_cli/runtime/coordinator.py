@@ -17,7 +17,7 @@ from transport.messages import Assign, Plan
 from transport.types import NodeFacts, NodeId
 from vramancer_cli.cluster import events, membership, reconcile
 from vramancer_cli.cluster.board import service_state
-from vramancer_cli.cluster.state import State, apply
+from vramancer_cli.cluster.state import State, apply, in_plan
 from vramancer_cli.errors import DoesNotFitError, NodeLostError, NotReadyError, UsageError
 from vramancer_cli.models.facts import ModelFacts
 from vramancer_cli.planning.facts import PlanSettings
@@ -31,6 +31,10 @@ from vramancer_cli.runtime.pipeline import Pipeline
 from vramancer_cli.runtime.registrar import Registrar
 from vramancer_cli.runtime.tasks import task_group
 from vramancer_cli.telemetry import log
+
+LOOKS_PER_BEAT = 4
+DRAIN_S = 600.0
+"""What handing a node's layers over may take: another one may have to fetch and load them."""
 
 _QUIET = (events.NodeHeard, events.StageFetching, events.StageLoading)
 """Events that never call for an action."""
@@ -60,8 +64,9 @@ class Coordinator:
         self._log = log.get("coordinator")
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
+        self._news = asyncio.Event()  # of the next change
         self._registrar = registrar or Registrar()
-        self._members = Members(facts, cluster, self._note, self._registrar)
+        self._members = Members(facts, cluster, self._note, self._registrar, self._leaves)
         self._parts = HeadParts(facts.node_id, folder, devices, self._note)
         self._pipeline: Pipeline | None = None
         self._network: Network | None = None
@@ -83,6 +88,7 @@ class Coordinator:
             async with task_group() as self._tasks:
                 self._tasks.create_task(self._reconcile(), name="reconcile")
                 self._tasks.create_task(self._heartbeat(), name="heartbeat")
+                self._tasks.create_task(self._watch(), name="watch")
         finally:
             self._pipeline = None
             await self._generation.stop(NotReadyError("The node is shutting down."))
@@ -107,12 +113,19 @@ class Coordinator:
             self._members.ping()
             await asyncio.sleep(HEARTBEAT_S)
             self._hear_self()
+            self._members.share(self._share_status())
+
+    async def _watch(self) -> None:
+        """More often than hearts beat: who falls silent is missed within 3 s, not in the next beat after them."""
+        while True:
+            await asyncio.sleep(HEARTBEAT_S / LOOKS_PER_BEAT)
             now = self._loop.time()
+            if (self._generation.running, self._generation.waiting) != (self.state.running, self.state.waiting):
+                self.activity()
             for lost in (*membership.silent(self.state, now, HEARTBEAT_S), *membership.stuck(self.state, now)):
                 self._members.lose(lost.node, lost.reason)
             for rested in membership.rested(self.state, now):
                 self._note(rested)
-            self._members.share(self._share_status())
 
     def _hear_self(self) -> None:
         self._note(events.NodeHeard(self._facts.node_id, self._loop.time(), node_load(self._devices, 0), None))
@@ -143,12 +156,11 @@ class Coordinator:
         await self._members.refresh()
 
     async def remove(self, name_or_id: str) -> NodeId:
-        """Remove a node from the cluster for ever, and cut its links; what ran on it ends as when a node is lost.
+        """Remove a node from the cluster for ever, and cut its links; what ran on it goes on as when a node is lost.
 
         Raises UsageError for a name that is nobody's or several nodes', and for the head; StateFolderError.
         """
-        present = {node: record.facts.name for node, record in self.state.nodes.items()}
-        node = self._registrar.find(name_or_id, present)
+        node = self._registrar.find(name_or_id, self._present())
         if node == self._facts.node_id:
             raise UsageError("The master cannot be removed from its own cluster.", hint="'vramancer stop' ends it.")
         await self._registrar.off_loop(partial(self._registrar.remove, node))
@@ -157,14 +169,64 @@ class Coordinator:
         self._members.remove(node)
         return node
 
+    async def drain(self, name_or_id: str) -> NodeId:
+        """Have other nodes take a node's layers over while requests go on; it stays in the cluster and holds nothing.
+
+        Returns once it holds nothing. Raises UsageError as `remove`, and for a node that is not there; DoesNotFitError
+        where nobody can take them; NotReadyError where it did not come to that within DRAIN_S.
+        """
+        node = self._registrar.find(name_or_id, self._present())
+        record = self.state.nodes.get(node)
+        if node == self._facts.node_id:
+            raise UsageError("The master holds the requests themselves: nobody else can take them over.")
+        if record is None or not record.alive:
+            raise UsageError(f"'{name_or_id}' is not there.", hint="See 'vramancer nodes'.")
+        if in_plan(self.state, node):
+            self._placed(reconcile.plan_without(self.state, node))
+        self._note(events.NodeDraining(node))
+        try:
+            async with asyncio.timeout(DRAIN_S):
+                while self._drains(node):
+                    await self._news.wait()
+        except TimeoutError:
+            raise NotReadyError(f"'{record.facts.name}' still holds layers after {DRAIN_S / 60:.0f} minutes.") from None
+        return node
+
+    def _drains(self, node: NodeId) -> bool:
+        """Whether it still holds something. Raises NotReadyError when it cannot be spared any more."""
+        record = self.state.nodes[node]
+        if record.alive and not record.draining:
+            raise NotReadyError(f"'{record.facts.name}' cannot be spared any more.")
+        return record.alive and (record.stage is not None or in_plan(self.state, node))
+
+    def _leaves(self, node: NodeId) -> None:
+        """A worker is about to end. It may at once where it holds nothing, or nobody can take what it holds."""
+        if in_plan(self.state, node):
+            try:
+                self._placed(reconcile.plan_without(self.state, node))
+            except DoesNotFitError as error:
+                self._log.warning("nobody can take its layers", node=node, reason=str(error))
+            else:
+                self._note(events.NodeDraining(node))
+                return
+        self._members.release(node, self.state.epoch)
+
+    def _present(self) -> dict[NodeId, str]:
+        return {node: record.facts.name for node, record in self.state.nodes.items()}
+
     def activity(self) -> None:
         """Requests came or went."""
         self._note(events.BusyChanged(self._generation.running, self._generation.waiting))
 
     def _note(self, event: events.Event) -> None:
+        was_sound = self.state.broken is None
         self.state = apply(self.state, event)
+        if was_sound and self.state.broken is not None:
+            self._members.plan_ended()
         if not isinstance(event, _QUIET):
             self._changed.set()
+            news, self._news = self._news, asyncio.Event()
+            news.set()
 
     # --- actions ------------------------------------------------------------------------------------------------
 
@@ -178,14 +240,15 @@ class Coordinator:
                 await self._start(action.plan)
             case reconcile.StopServing():
                 await self._stop(action)
+            case reconcile.EndRequests():
+                await self._end_requests(action)
             case reconcile.Release():
                 self._release(action)
 
     def _make_plan(self, action: reconcile.MakePlan) -> None:
-        assert self.state.model is not None
         now = self._loop.time()
         try:
-            plan = place(self.state.model, action.devices, self._facts.node_id, self._settings, action.epoch)
+            plan = self._placed(action)
         except DoesNotFitError as error:
             self._note(events.PlanFailed(str(error), error.missing_bytes, now))
             reason = service_state(self.state)[1]
@@ -195,6 +258,11 @@ class Coordinator:
         self._generation.wait_for("The model is being loaded onto the nodes.")
         self._log.info("planned", epoch=plan.epoch, stages=len(plan.stages))
         self._note(events.Planned(plan, now))
+
+    def _placed(self, action: reconcile.MakePlan) -> Plan:
+        """Raises DoesNotFitError."""
+        assert self.state.model is not None
+        return place(self.state.model, action.devices, self._facts.node_id, self._settings, action.epoch)
 
     def _assign(self, action: reconcile.Assign) -> None:
         plan, node = action.plan, action.node
@@ -209,20 +277,31 @@ class Coordinator:
 
     def _release(self, action: reconcile.Release) -> None:
         if action.node == self._facts.node_id:
-            self._parts.let_go()
+            self._parts.drop_stages()
         else:
             self._members.release(action.node, action.epoch)
         self._note(events.Released(action.node, action.epoch))
 
     async def _stop(self, action: reconcile.StopServing) -> None:
-        self._log.warning("serving stopped", reason=action.reason)
+        """Requests outlive the plan, unless what broke is nothing that other nodes would do better."""
+        kept = action.kind != "error"
+        self._log.warning("serving stopped", reason=action.reason, requests="wait" if kept else "end")
+        if kept:
+            to_blame, broken = action.kind == "failed", action.kind != "moved"
+            await self._generation.pause(self._told(action), broken=broken, to_blame=to_blame)
+        else:
+            await self._generation.stop(self._told(action))
         self._pipeline = None
-        await self._generation.stop(self._told(action))
-        self._parts.let_go()
-        self._note(events.ServingStopped(action.epoch, action.reason))
+        self._parts.unlink()
+        self._note(events.ServingStopped(action.epoch, action.reason, self._loop.time(), kept, action.node))
 
-    def _told(self, action: reconcile.StopServing) -> NodeLostError | NotReadyError:
-        """What those hear whose answers end."""
+    async def _end_requests(self, action: reconcile.EndRequests) -> None:
+        self._log.warning("requests end", reason=action.reason)
+        await self._generation.stop(self._told(action))
+        self._note(events.RequestsEnded())
+
+    def _told(self, action: reconcile.StopServing | reconcile.EndRequests) -> NodeLostError | NotReadyError:
+        """What those hear who wait, or whose answers end."""
         if action.node is None:
             return NotReadyError(action.reason)
         return NodeLostError(action.reason, node=self.state.nodes[action.node].facts.name)
@@ -234,7 +313,7 @@ class Coordinator:
         ends = await self._parts.load_ends(plan)
         senders = await self._dial_onward(plan) if ends is not None else None
         if ends is None or senders is None or not self._stands(plan):
-            self._parts.let_go()  # the plan is broken: all that was loaded for it goes
+            self._parts.unlink()
             return
         self._pipeline = Pipeline(
             plan,

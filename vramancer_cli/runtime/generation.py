@@ -1,6 +1,7 @@
 """The loop that turns requests into tokens: schedule, run through the pipeline, commit, hand out.
 
-A Generation outlives plans: while none is active its requests are refused with the reason.
+A Generation outlives plans, and so do its requests: when a plan breaks they keep their tokens, wait, and are computed
+again under the next one. While no plan has served yet, or none is to be had, requests are refused with the reason.
 """
 
 from __future__ import annotations
@@ -26,6 +27,14 @@ STEP_DEADLINE_S = 120.0
 MAX_RUNNING = 16
 MAX_WAITING = 128
 """With those that run, fewer than the API takes connections: the next one gets a 429 and not a closed door."""
+
+WAIT_S = 30.0
+"""For so long after a plan broke, those who have no token yet wait for the next one. Then they are refused: whoever
+asks a machine that is silent for longer asks another one. Answers that have begun wait as long as they are let."""
+LANDING_S = 5.0
+"""What steps on their way get to come back before a plan that still works is left for another."""
+MOST_FAILURES = 1
+"""Of the requests that were in failing steps more often than this, the youngest is not tried again: it may be why."""
 
 Broken = Callable[[BaseException], None]
 
@@ -59,6 +68,7 @@ class Generation:
         self._on_activity = on_activity
         self._prefix_cache = prefix_cache
         self._session: _Session | None = None
+        self._patience: asyncio.TimerHandle | None = None
         self._reason = "The model is not loaded yet."
         self._next_sequence = 0
         self._ended_prefix_tokens = (0, 0)
@@ -80,11 +90,50 @@ class Generation:
         return found + self._session.scheduler.reused_tokens, asked + self._session.scheduler.asked_tokens
 
     def serve(self, plan: Plan, pipeline: Pipeline, on_broken: Broken) -> None:
-        """Take requests with this plan from now on."""
-        self._session = _Session(plan, pipeline, self.rate, on_broken, self._prefix_cache, self.trips, self._draft)
+        """Take requests with this plan from now on; those that outlived the last one go on first."""
+        self._end_patience()
+        self._ended_prefix_tokens = self.prefix_tokens
+        self._session = _Session(
+            plan, pipeline, self.rate, on_broken, self._prefix_cache, self.trips, self._draft, self._session
+        )
+
+    async def pause(self, error: VramancerError, *, broken: bool = True, to_blame: bool = False) -> None:
+        """The plan ends, its requests do not: they wait for `serve`, or for `stop`. New ones wait with them for WAIT_S.
+
+        Unless the plan is `broken`, steps on their way may come back first. `to_blame`: what was computed may be why
+        it broke; a request of which that was said too often ends with `error`.
+        """
+        session = self._session
+        if session is None:
+            return
+        self._reason = str(error)
+        self._end_patience()
+        self._patience = asyncio.get_running_loop().call_later(WAIT_S, self._lose_patience)
+        if to_blame:
+            session.blame(error)
+        await session.halt(0.0 if broken else LANDING_S)
+        self._on_activity()
+
+    def _lose_patience(self) -> None:
+        assert self._session is not None
+        self._session.turn_away(NotReadyError(self._reason))
+        self._on_activity()
+
+    def _end_patience(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+    def _taking(self) -> _Session:
+        """Where requests are to be added. Raises NotReadyError."""
+        lost = self._patience is not None and self._patience.when() <= asyncio.get_running_loop().time()
+        if self._session is None or lost:
+            raise NotReadyError(self._reason)
+        return self._session
 
     async def stop(self, error: VramancerError) -> None:
         """End every running and waiting request with `error`; refuse new ones with its sentence."""
+        self._end_patience()
         self._ended_prefix_tokens = self.prefix_tokens
         session, self._session = self._session, None
         self._reason = str(error)
@@ -118,10 +167,7 @@ class Generation:
 
     async def _items(self, request: GenerationRequest, reading: PromptReading) -> AsyncGenerator[_Item, None]:
         """What comes of the request's sequences, until all have ended; `reading` is for the first of them."""
-        session = self._session
-        if session is None:
-            raise NotReadyError(self._reason)
-        first = self._next_sequence
+        session, first = self._taking(), self._next_sequence
         self._next_sequence += request.choices
         answers = session.add(first, request, reading)
         self._on_activity()
@@ -132,7 +178,8 @@ class Generation:
                     raise item
                 yield item
         finally:
-            session.abort(answers)
+            if self._session is not None:  # perhaps a later one than it began in
+                self._session.abort(answers)
             self._on_activity()
 
 
@@ -161,13 +208,16 @@ def _generated(item: _Item) -> Iterator[Generated]:
 
 @dataclass(eq=False, slots=True)
 class _Answers:
-    """A request under way. `left`: the choices that have not ended, by sequence.
+    """A request under way. `left`: the choices that have not ended, by sequence. `begun`: something of it was told;
+    `failures`: so many steps failed that it was in.
 
     The outbox holds at most an item per token of prompt and answers: its request bounds it.
     """
 
     request_id: str
     left: dict[int, int] = field(default_factory=dict[int, int])
+    begun: bool = False
+    failures: int = 0
     outbox: asyncio.Queue[_Item | VramancerError] = field(
         default_factory=lambda: asyncio.Queue[_Item | VramancerError]()
     )
@@ -183,7 +233,10 @@ class _Flight:
 
 
 class _Session:
-    """One epoch of generation: a scheduler, a pipeline, and the task that drives them."""
+    """One epoch of generation: a scheduler, a pipeline, and the task that drives them.
+
+    Once halted it only keeps its requests, for the session that is made with it as `before`.
+    """
 
     def __init__(
         self,
@@ -194,6 +247,7 @@ class _Session:
         prefix_cache: bool,
         trips: TripCount,
         draft: int | None,
+        before: _Session | None,
     ) -> None:
         self.scheduler = Scheduler(
             epoch=plan.epoch,
@@ -216,6 +270,10 @@ class _Session:
         self._wake = asyncio.Event()
         self._answers: dict[int, _Answers] = {}  # by sequence
         self._in_flight: deque[_Flight] = deque()
+        self._halting = False
+        if before is not None:
+            self.scheduler.inherit(before.scheduler)
+            self._answers = before._answers
         self._task = asyncio.create_task(self._run(), name=f"generation-{plan.epoch}")
 
     def add(self, first: int, request: GenerationRequest, reading: PromptReading) -> _Answers:
@@ -257,6 +315,36 @@ class _Session:
         if answers is not None:
             del answers.left[sequence]
 
+    async def halt(self, landing_s: float) -> None:
+        """Nothing runs any more; requests stay, with the tokens that came back. Steps under way get `landing_s`."""
+        self._halting = True
+        self._wake.set()
+        await asyncio.wait({self._task}, timeout=landing_s)
+        self._pipeline.close()
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self.scheduler.suspend()
+
+    def blame(self, error: VramancerError) -> None:
+        """Every request in a step under way may have made it fail. Of those that were there too often, the one whose
+        steps have gone well least long ends with `error`."""
+        rows = (row.sequence for flight in self._in_flight for row in flight.scheduled.step.rows)
+        suspects = {self._answers[sequence]: sequence for sequence in sorted(rows) if sequence in self._answers}
+        for answers in suspects:
+            answers.failures += 1
+        guilty = [answers for answers in suspects if answers.failures > MOST_FAILURES]
+        if guilty:
+            self._refuse(max(guilty, key=suspects.__getitem__), error)
+
+    def turn_away(self, error: VramancerError) -> None:
+        """Those who have nothing yet."""
+        for answers in {answers for answers in self._answers.values() if not answers.begun}:
+            self._refuse(answers, error)
+
+    def _refuse(self, answers: _Answers, error: VramancerError) -> None:
+        answers.outbox.put_nowait(error)
+        self.abort(answers)
+
     async def stop(self, error: VramancerError) -> None:
         """Nobody may `add` any more. Those who wait are told first, so that nothing can keep it from them."""
         for answers in set(self._answers.values()):
@@ -279,7 +367,10 @@ class _Session:
     async def _drive(self) -> None:
         while True:
             self._land()
-            self._launch()
+            if not self._halting:
+                self._launch()
+            elif not self._in_flight:
+                return
             if self.scheduler.idle:
                 self.scheduler.check_integrity()  # nobody waits for it now, and a new plan heals what it finds
             async with asyncio.timeout_at(self._in_flight[0].deadline_s if self._in_flight else None):
@@ -315,6 +406,7 @@ class _Session:
         answers = self._answers.get(sequence)
         if answers is None:
             return
+        answers.begun = True
         answers.outbox.put_nowait(_Item(answers.left[sequence], output, emitted))
         if emitted is not None and emitted.finish_reason is not None:
             self._end(sequence)

@@ -22,9 +22,9 @@ class HeadFinder:
         self._tried = False
 
     async def find(self) -> Sequence[Address]:
-        """Best guess first. What is known is tried alone once; after that mDNS is asked too."""
-        if self._known and not self._tried:
-            self._tried = True
+        """Best guess first. What is known is tried alone and, every other time, what mDNS says before it."""
+        self._tried = not self._tried
+        if self._known and self._tried:
             return self._known
         return tuple(dict.fromkeys((*await self._browse(), *self._known)))
 

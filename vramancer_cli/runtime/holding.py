@@ -1,7 +1,8 @@
 """What a node holds of a plan: the loaded parts of the model, and the data links that lead onward.
 
-Parts are loaded and closed on their device's thread, in the order asked for. Whatever was loading there when the node
-let go is therefore closed before anything asked for later is loaded, and nothing here has to wait for a load to end.
+Parts are loaded, replaced and closed on their device's thread, in the order asked for. Whatever was loading there when
+the node let go, or was told to hold another part, is therefore there before anything asked for later, which closes it
+or is made of it; and nothing here has to wait for a load to end.
 Never imports torch: parts come out of closures.
 """
 
@@ -9,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from vramancer_cli.runtime.contracts import DeviceExecutor
 from vramancer_cli.telemetry import log
@@ -32,8 +34,8 @@ class Holding:
     def __init__(self, devices: Sequence[DeviceExecutor]) -> None:
         self._devices = devices
         self._log = log.get("holding")
-        self._turn = 0  # counts `let_go`: what an older turn loads is wanted no more
-        self._parts: list[list[Closable]] = [[] for _ in devices]  # each touched on its device's thread only
+        self._turns: Counter[tuple[int, str]] = Counter()  # by device, slot: what an older turn loads is wanted no more
+        self._parts: list[dict[str, Any]] = [{} for _ in devices]  # by slot; each touched on its device's thread only
         self._links: list[Closable] = []
 
     async def settle(self) -> None:
@@ -42,33 +44,51 @@ class Holding:
             for device in self._devices:
                 await device.run(lambda: None)
 
-    async def load(self, work: Callable[[], P], position: int = 0) -> P | None:
-        """Keep what `work` returns on the device at `position`; None when it was let go meanwhile.
+    async def load(self, slot: str, work: Callable[[Any], P], position: int = 0) -> P | None:
+        """Keep what `work` makes of what is in the slot (None where it is empty), which it has to close or to keep.
 
-        Raises what `work` raises.
+        On the device at `position`. None when it was let go meanwhile, or something else was asked for. Raises what
+        `work` raises: then the slot is empty.
         """
-        turn = self._turn
+        turn = self._next_turn(position, slot)
 
         def load() -> P | None:
-            if self._turn != turn:
+            if self._turns[position, slot] != turn:
                 return None
-            part = work()
-            self._parts[position].append(part)
+            part = work(self._parts[position].pop(slot, None))
+            self._parts[position][slot] = part
             return part
 
         part: P | None = await self._devices[position].run(load)
-        return part if self._turn == turn else None
+        return part if self._turns[position, slot] == turn else None
+
+    def drop(self, slot: str, position: int = 0) -> None:
+        """Close what is in the slot, also what is still loading. Does not wait for it."""
+        self._next_turn(position, slot)
+        self._devices[position].submit(partial(self._close, position, [slot], []), self._closed)
+
+    def _next_turn(self, position: int, slot: str) -> int:
+        self._turns[position, slot] += 1
+        return self._turns[position, slot]
 
     def keep(self, link: Closable) -> None:
         """Closing a link may take its grace period, so that happens on a device's thread too, not on the loop."""
         self._links.append(link)
 
+    def drop_links(self) -> None:
+        """Close all links, and keep the parts. Does not wait for it."""
+        links, self._links = self._links, []
+        if links:
+            self._devices[0].submit(partial(self._close, 0, [], links), self._closed)
+
     def let_go(self) -> None:
         """Close everything, also what is still loading. Does not wait for it."""
-        self._turn += 1
         links, self._links = self._links, []
         for position, device in enumerate(self._devices):
-            device.submit(partial(self._close, position, () if position else links), self._closed)
+            slots = [slot for where, slot in self._turns if where == position]
+            for slot in slots:
+                self._next_turn(position, slot)
+            device.submit(partial(self._close, position, slots, () if position else links), self._closed)
 
     async def close(self) -> None:
         """Let go, and wait for it, but not for a long load that is in progress."""
@@ -80,9 +100,9 @@ class Holding:
         except TimeoutError:
             self._log.warning("still loading while closing")
 
-    def _close(self, position: int, links: Sequence[Closable]) -> None:
+    def _close(self, position: int, slots: Iterable[str], links: Iterable[Closable]) -> None:
         """On the device's thread."""
-        parts, self._parts[position] = self._parts[position], []
+        parts = [self._parts[position].pop(slot) for slot in slots if slot in self._parts[position]]
         with contextlib.ExitStack() as stack:  # one that fails to close does not keep the others
             for closable in (*parts, *links):
                 stack.callback(closable.close)

@@ -20,6 +20,7 @@ from transport.messages import (
     AssignRefused,
     FetchProgress,
     Join,
+    Leaving,
     LoadProgress,
     Message,
     Ping,
@@ -53,6 +54,7 @@ PART_S = 0.4
 """What a removed node gets to take the news; the link's own goodbye comes on top."""
 
 Note = Callable[[events.Event], None]
+Leaves = Callable[[NodeId], None]
 
 
 @dataclass(slots=True)
@@ -78,14 +80,22 @@ _Asked = Sequence[tuple[_Member, int]]
 class Members:
     """All methods on the event loop. `note` gets an event for everything that happens to a worker.
 
-    `registrar` says who was removed, and renews certificates.
+    `registrar` says who was removed, and renews certificates; `leaves` is told who wants to hand its layers on.
     """
 
-    def __init__(self, facts: NodeFacts, cluster: str, note: Note, registrar: Registrar | None = None) -> None:
+    def __init__(
+        self,
+        facts: NodeFacts,
+        cluster: str,
+        note: Note,
+        registrar: Registrar | None = None,
+        leaves: Leaves = lambda _: None,
+    ) -> None:
         self._registrar = registrar or Registrar()
         self._facts = facts
         self._cluster = cluster
         self._note = note
+        self._leaves = leaves
         self._log = log.get("members")
         self._loop = asyncio.get_running_loop()
         self._members: dict[NodeId, _Member] = {}
@@ -214,6 +224,9 @@ class Members:
                 self._note(events.StageRefused(node, *refused, message.position))
             case StageFailed():
                 self._stage_failed(node, member, message)
+            case Leaving():
+                self._log.info("node wants to leave", name=member.name)
+                self._leaves(node)
             case Renew():
                 self._send(node, Renewed(self._registrar.renew(node, message.request)))
             case _:
@@ -265,6 +278,12 @@ class Members:
         self._note(events.NodeLost(node, reason, self._loop.time(), failed))
 
     # --- what is told to them -----------------------------------------------------------------------------------
+
+    def plan_ended(self) -> None:
+        """What is still said of its stages is no news: a dead node's neighbours report their broken links after the
+        death itself."""
+        for member in self._members.values():
+            member.epoch = None
 
     def assign(self, node: NodeId, assign: Assign) -> None:
         self._tell(node, assign, assign.plan.epoch)

@@ -6,17 +6,21 @@ Never decides what to do when it fails. Never imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Final
 
 from transport.messages import Plan, Step
 from vramancer_cli.runtime.contracts import Engine, Progress, Stage
 from vramancer_cli.runtime.holding import Holding
 from vramancer_cli.runtime.local_devices import Leg, LocalDevice
 
-Load = Callable[[Engine, int, Progress], Stage]
-"""Loads the stage of this index, on its device's thread."""
+SLOT: Final = "stage"
+"""Of each device, in a Holding."""
+
+Load = Callable[[Engine, int, Progress, Stage | None], Stage]
+"""Makes the stage of this index of the one that the device held before, on the device's thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +56,14 @@ class StageLoad:
 
     async def run(self, load: Load) -> tuple[HeldStage, ...] | None:
         """None when they were let go meanwhile. Raises what `load` raises."""
+        used = {self._plan.stages[index].position for index in self._stages}
+        drop_stages(self._holding, (position for position in range(len(self._devices)) if position not in used))
         held: list[HeldStage] = []
         for index in self._stages:
             self.at = index
             device = self._devices[self.position]
-            stage = await self._holding.load(partial(load, device.engine, index, self._heard(index)), self.position)
+            work = partial(load, device.engine, index, self._heard(index))
+            stage = await self._holding.load(SLOT, work, self.position)
             if stage is None:
                 return None
             held.append(HeldStage(index, device, stage))
@@ -68,3 +75,9 @@ class StageLoad:
         before_bytes = sum(planned[: index - self._stages.start])
         behind_bytes = sum(planned[index - self._stages.start + 1 :])
         return lambda loaded, total: self._progress(before_bytes + loaded, before_bytes + total + behind_bytes)
+
+
+def drop_stages(holding: Holding, positions: Iterable[int]) -> None:
+    """Close the stages on these devices, also such as are still loading, without waiting for it."""
+    for position in positions:
+        holding.drop(SLOT, position)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 
 from transport.contracts import ControlLink, Network, Received
 from transport.errors import (
@@ -20,6 +21,7 @@ from transport.errors import (
 from transport.messages import (
     Assign,
     Join,
+    Leaving,
     Message,
     NodeLoad,
     Ping,
@@ -46,8 +48,11 @@ JOIN_DEADLINE_S = 10.0
 MISSED_HEARTBEATS = 3
 OUTBOX_BOUND = 256
 RETRY_FIRST_S = 0.5
-RETRY_LAST_S = 4.0
+RETRY_LAST_S = 1.0
+"""With a look on the network (3 s) between two tries, a head that is back is found within 5 s."""
 RENEWAL_LOOK_S = 3600.0
+LEAVE_S = 12.0
+"""What handing its layers over may keep a node from its end; 'vramancer stop' waits a little longer."""
 
 FindHead = Callable[[], Awaitable[Sequence[Address]]]
 """Where the head may be now, best guess first."""
@@ -94,7 +99,8 @@ class Worker:
         remember: Remember,
         renewal: Renewal | None = None,
     ) -> None:
-        """Dial the head and serve it; when it is lost, dial again after a growing pause, until cancelled.
+        """Dial the head and serve it; when it is lost, dial again after a growing pause, until cancelled. Meanwhile the
+        layers stay: the head that comes back mostly wants the same ones here.
 
         `remember` gets the head's addresses each time it let this node in; `renewal` keeps its certificate young.
         Raises RefusedByHeadError, TrustError (RemovedError, ClockError), IncompatibleError: trying again would not
@@ -102,21 +108,42 @@ class Worker:
         """
         self._renewal = renewal
         pause_s = RETRY_FIRST_S
-        while True:
-            try:
-                addresses = await find_head()
-                if renewal is not None:
-                    await renewal.before_dialling(addresses)
-                link = await network.dial_control(addresses, head)
-                await self.serve(link, network, remember)
-            except (TrustError, IncompatibleError):
-                raise
-            except (TransportError, TimeoutError) as error:
+        try:
+            while True:
+                lost = await self._serve_once(network, find_head, head, remember)
                 pause_s = RETRY_FIRST_S if self.cluster else pause_s
-                self._log.warning("head lost, retrying", reason=str(error), again_in_s=pause_s)
-            self.cluster = ""
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, RETRY_LAST_S)
+                self._log.warning("head lost, retrying", reason=str(lost), again_in_s=pause_s)
+                self.cluster = ""
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, RETRY_LAST_S)
+        finally:
+            self._stage.let_go()
+
+    async def leave(self) -> None:
+        """Ask the head to have others take the layers over, and wait until it lets this node go; at most LEAVE_S.
+
+        Requests go on meanwhile. Afterwards `stay` is to be cancelled.
+        """
+        session = self._session
+        if session is not None:
+            self._log.info("handing the layers over; another Ctrl-C leaves at once", layers=str(self.layers))
+            await session.dismissed(LEAVE_S)
+
+    async def _serve_once(
+        self, network: Network, find_head: FindHead, head: NodeId, remember: Remember
+    ) -> TransportError | TimeoutError:
+        """Why the head was lost, or not found. Raises what makes trying again useless."""
+        try:
+            addresses = await find_head()
+            if self._renewal is not None:
+                await self._renewal.before_dialling(addresses)
+            link = await network.dial_control(addresses, head)
+            await self.serve(link, network, remember)
+        except (TrustError, IncompatibleError):
+            raise
+        except (TransportError, TimeoutError) as error:
+            return error
+        raise AssertionError("serving never ends without an error")
 
     async def serve(self, link: ControlLink, network: Network, remember: Remember) -> None:
         """Join over `link` and serve until it ends. Raises LinkClosedError, RefusedByHeadError."""
@@ -128,7 +155,7 @@ class Worker:
             await self._session.run()
         finally:
             self._session = None
-            self._stage.let_go()
+            self._stage.unlink()
             await link.close("the worker left")
 
     async def _join(self, link: ControlLink) -> Welcome:
@@ -193,15 +220,27 @@ class _Session:
         self._overflowed = False
         self._epoch = 0  # last assigned
         self._loading: asyncio.Task[None] | None = None
+        self._free = asyncio.Event()  # nothing is held for this head
 
     async def run(self) -> None:
         """Until the link ends: raises LinkClosedError, RemoteProtocolError."""
-        async with task_group() as group:
-            group.create_task(self._send_out(), name="worker-send")
-            if self._renewal is not None:
-                group.create_task(self._ask_when_due(self._renewal), name="worker-renew")
-            while True:
-                self._obey(group, await self._receive())
+        try:
+            async with task_group() as group:
+                group.create_task(self._send_out(), name="worker-send")
+                if self._renewal is not None:
+                    group.create_task(self._ask_when_due(self._renewal), name="worker-renew")
+                while True:
+                    self._obey(group, await self._receive())
+        finally:
+            self._free.set()
+
+    async def dismissed(self, within_s: float) -> None:
+        """Until the head has let this node go, or the link has ended."""
+        self._free.clear()
+        self.report(Leaving())
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await self._free.wait()
 
     def report(self, message: Message) -> None:
         """Queue a message for the head. One that does not fit ends the session: the head would wait for it forever."""
@@ -241,6 +280,7 @@ class _Session:
                 if message.epoch >= self._epoch:
                     self._stop_loading()
                     self._stage.let_go()
+                    self._free.set()
             case StatusShare():
                 self._worker.status = message.status
             case Roll():

@@ -71,7 +71,10 @@ class _Held:
 
 
 class WorkerStage:
-    """The stages of at most one plan. A DataSink; all else on the event loop, where `report` is called too."""
+    """The stages of at most one plan. A DataSink; all else on the event loop, where `report` is called too.
+
+    They outlive their plan and the link to the head: those of the next one are made of them.
+    """
 
     def __init__(self, devices: Sequence[LocalDevice], report: Report, checkpoints: Checkpoints | None = None) -> None:
         self._devices = devices
@@ -90,11 +93,11 @@ class WorkerStage:
     # --- loading ------------------------------------------------------------------------------------------------
 
     async def hold(self, assign: Assign, network: Network, head_address: Address) -> Message | None:
-        """Load the assigned stages instead of what is held, and dial onward; the answer for the head.
+        """Make the assigned stages of what is held, and dial onward; the answer for the head.
 
-        None when they were let go meanwhile. To be cancelled before `let_go` is called.
+        None when they were let go meanwhile. To be cancelled before anything else is called.
         """
-        self.let_go()
+        self.unlink()
         load = StageLoad(assign.plan, assign.stage, self._devices, self._holding, self._progress(assign.plan.epoch))
         try:
             return await self._load_and_dial(load, assign, network, head_address)
@@ -157,6 +160,11 @@ class WorkerStage:
                 self._log.warning("next stage not reachable, the head relays", node=node, error=str(error))
         return await data_links.dial(network, head, plan.ends, closed), node == plan.ends
 
+    def unlink(self) -> None:
+        """Take no more steps, and close the link onward; what is loaded stays for the next plan."""
+        self._held = None
+        self._holding.drop_links()
+
     def let_go(self) -> None:
         """Unload, and close the link onward; without waiting, see `Holding`."""
         self._held = None
@@ -215,11 +223,13 @@ class WorkerStage:
             self._report(failed)
 
 
-def _load(folder: Path, plan: Plan, engine: Engine, index: int, progress: Progress) -> Stage:
+def _load(folder: Path, plan: Plan, engine: Engine, index: int, progress: Progress, old: Stage | None) -> Stage:
     """On the device's thread."""
     if engine.digest(folder) != plan.model.digest:
+        if old is not None:
+            old.close()
         raise ModelError(f"This node's copy of '{plan.model.name}' is not the head's.")
-    return engine.load_stage(folder, plan, index, progress)
+    return engine.load_stage(folder, plan, index, progress, old)
 
 
 def _head_addresses(assign: Assign, seen: Address) -> tuple[Address, ...]:

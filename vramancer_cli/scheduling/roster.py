@@ -90,6 +90,18 @@ class Roster:
         else:
             self.waiting.remove(sequence)
 
+    def suspend(self) -> None:
+        """All who run wait again, as if every one of them had been preempted; no stage will be told of it."""
+        for sequence in tuple(self.running.values()):
+            self._preempt(sequence)
+        for sequence in self.waiting:
+            sequence.ground()
+        self._ended.clear()
+
+    def inherit(self, waiting: list[Sequence]) -> None:
+        """Those who wait from before, by rank, ahead of all who come; more than `max_waiting`, if need be."""
+        self.waiting = waiting
+
     def take_ended(self) -> tuple[int, ...]:
         """Sequences whose tables the stages must drop before the next rows; each is told once."""
         ended = tuple(self._ended)

@@ -220,6 +220,17 @@ class Scheduler:
         if sequence is not None:
             self._roster.remove(sequence)
 
+    def suspend(self) -> None:
+        """The stages are gone: nothing in flight comes back, and whoever ran waits, to be computed again from its
+        tokens. Requests may still come and go; only `inherit` of a next epoch's scheduler takes them further."""
+        self._in_flight.clear()
+        self._roster.suspend()
+
+    def inherit(self, before: Scheduler) -> None:
+        """Take over, before anything else, all who wait in the suspended scheduler of an older epoch."""
+        self._next_arrival = before._next_arrival
+        self._roster.inherit(before._roster.waiting)
+
     def schedule(self, now: float) -> Scheduled | None:
         """The next step, or None while there is nothing to start.
 

@@ -175,6 +175,12 @@ class Sequence:
         self.generated.append(token)
         return "length" if len(self.generated) == self.max_tokens else None
 
+    def ground(self) -> None:
+        """No step that it is in comes back, and no cache that it was in is left: a new epoch knows it by its tokens."""
+        self.in_flight = False
+        self.last_turn = -1
+        self.digests.clear()
+
     def drop_cache(self) -> list[HeldBlocks]:
         """Forget the KV cache, not the tokens; returns what was held of each group."""
         tables, self.tables = self.tables, []

@@ -7,7 +7,7 @@ from typing import Final, cast
 
 from aiohttp import web
 
-from vramancer_cli.errors import UsageError
+from vramancer_cli.errors import DoesNotFitError, UsageError
 from vramancer_cli.serving.body import read_body
 from vramancer_cli.serving.connection import json_response
 from vramancer_cli.serving.context import ADMIN
@@ -73,6 +73,15 @@ async def remove_node(request: web.Request) -> web.Response:
     except UsageError as error:
         raise RefusedError(Fault(409, f"{error} {error.hint}".strip(), code="not_removed")) from error
     return json_response({"id": node, "removed": True})
+
+
+async def drain_node(request: web.Request) -> web.Response:
+    """Have other nodes take over what the node of this name or id holds; answers once it holds nothing."""
+    try:
+        node = await request.app[ADMIN].drain(request.match_info["node"])
+    except (UsageError, DoesNotFitError) as error:
+        raise RefusedError(Fault(409, f"{error} {error.hint}".strip(), code="not_drained")) from error
+    return json_response({"id": node, "drained": True})
 
 
 async def _object(request: web.Request) -> dict[str, object]:

@@ -45,6 +45,7 @@ ROUTES: Final[tuple[tuple[str, str, Role, Handler], ...]] = (
     ("POST", "/api/invites", "admin", admin_routes.invites),
     ("POST", "/api/tokens", "admin", admin_routes.tokens),
     ("DELETE", "/api/nodes/{node}", "admin", admin_routes.remove_node),
+    ("POST", "/api/nodes/{node}/drain", "admin", admin_routes.drain_node),
 )
 """Every route and who may call it; a route that is not here is denied by the guard below."""
 

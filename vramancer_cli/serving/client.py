@@ -33,10 +33,12 @@ from vramancer_cli.serving.keys import KeyRecord
 MAX_REPLY_BYTES: Final = 16 * 1024 * 1024
 MAX_LINE_BYTES: Final = 1024 * 1024
 STREAM_SILENCE_S: Final = 60.0
+DRAIN_S: Final = 660.0
+"""The master gives up after ten minutes, and says why."""
 """The server breaks every silence of a stream after 15 s, so a longer one means that it is gone."""
 TOKEN_HINT: Final = "Put a key into VRM_API_TOKEN; 'vramancer keys add NAME' makes one on the node."  # noqa: S105
 REFUSED: Final = frozenset(
-    {"not_the_head", "no_token", "not_removed", "insufficient_role", "https_required", "request_expired"}
+    {"not_the_head", "no_token", "not_removed", "not_drained", "insufficient_role", "https_required", "request_expired"}
 )
 """Codes of replies whose sentence says what to do."""
 
@@ -110,6 +112,11 @@ class ApiClient:
     def remove_node(self, node: str) -> str:
         """The id of the node of this name or id, now removed. Raises UsageError for none or several, or no head."""
         return str(self._json("DELETE", f"/api/nodes/{quote(node, safe='')}")["id"])
+
+    def drain_node(self, node: str) -> str:
+        """The id of the node of this name or id, which holds nothing now. Raises UsageError where that cannot be."""
+        with self._reply("POST", f"/api/nodes/{quote(node, safe='')}/drain", None, DRAIN_S) as response:
+            return str(self._object(response.read(MAX_REPLY_BYTES))["id"])
 
     def models(self) -> list[str]:
         """The names of the models served."""

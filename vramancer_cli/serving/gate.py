@@ -42,6 +42,7 @@ _ACTIONS: Final[dict[str, Action]] = {
     "POST /api/invites": "invite",
     "POST /api/tokens": "token",
     "DELETE /api/nodes/": "remove",
+    "POST /api/nodes/": "drain",
 }
 HOW_TO_SHOW: Final = "'Authorization: Bearer <key>' or 'X-Api-Key: <key>'"
 

@@ -18,7 +18,7 @@ from typing import Any, Final, Literal, TypedDict, cast, get_args
 Why = Literal["host", "origin", "https", "no role", "role", "replay", "clock", "guesses"]
 """Why the API refused: a name in Host, a page's Origin, plain HTTP from afar, a route of nobody, a key of another role,
 a signed request seen before or of another time, too many wrong keys."""
-Action = Literal["invite", "token", "remove"]
+Action = Literal["invite", "token", "remove", "drain"]
 KeyRole = Literal["admin", "user", "metrics"]
 OpenTo = Literal["this machine", "keys", "nodes", "nodes and pairing"]
 Speaks = Literal["https", "https and http", "http"]

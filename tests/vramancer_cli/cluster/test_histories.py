@@ -48,7 +48,7 @@ class History:
         happenings = (
             self.join, self.lose, self.answer, self.answer, self.answer, self.wait, self.wait, self.reconcile,
             self.reconcile, self.reconcile, self.rest, self.busy, self.late_message, self.choose, self.serving_breaks,
-            self.back_off,
+            self.back_off, self.drain,
         )  # fmt: skip
         for _ in range(STEPS):
             self.rng.choice(happenings)()
@@ -95,7 +95,10 @@ class History:
         else:
             assert self.bench.serving is None
             assert self.bench.state.failure is not None
-            assert all(worker.held is None and worker.loading is None for worker in self.bench.workers.values())
+            assert self.bench.state.interruption is None, "requests wait for ever"
+
+    def drain(self) -> None:
+        self.bench.note(events.NodeDraining(node_id(self.rng.randint(0, 4))))
 
     def busy(self) -> None:
         self.bench.note(events.BusyChanged(self.rng.randint(0, 1), self.rng.randint(0, 1)))
@@ -183,4 +186,5 @@ def test_the_histories_are_eventful() -> None:
     seen = Counter(kind for seed in SEEDS for kind in story(seed))
     assert seen["StopServing"] > len(SEEDS)
     assert seen["StartServing"] > len(SEEDS)
-    assert seen["Release"] > len(SEEDS)
+    assert seen["Release"] > len(SEEDS) / 2
+    assert seen["EndRequests"] > 3

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.arithmetic_engine import answer
+from tests.helpers.arithmetic_engine import answer, facts
 from tests.helpers.pipeline_bench import SMALL, WHOLE
 from tests.helpers.simulated_cluster import SimulatedCluster, node_id
 from tests.helpers.virtual_time import run
@@ -133,7 +133,7 @@ def test_a_next_stage_that_the_head_cannot_dial_is_lost_and_the_ends_do_not_stay
     play(scene)
 
 
-def test_the_ends_do_not_stay_on_a_head_without_layers_either() -> None:
+def test_the_ends_stay_for_the_next_plan_on_a_head_without_layers_too() -> None:
     async def scene(cluster: SimulatedCluster) -> None:
         worker = cluster.join(1, WHOLE)
         await asyncio.sleep(0.5)
@@ -142,7 +142,7 @@ def test_the_ends_do_not_stay_on_a_head_without_layers_either() -> None:
             await asyncio.sleep(0.01)
         assert cluster.coordinator.state.epoch == 2
         await asyncio.sleep(0.1)
-        assert cluster.engine.used_bytes == 0
+        assert cluster.engine.used_bytes <= facts().ends_bytes("float32") + facts().workspace_bytes(32)
 
     play(scene, 1000, workers=0)
 
@@ -201,9 +201,11 @@ def test_garbage_on_a_data_link_loses_its_sender_but_a_late_end_of_one_loses_nob
         running = asyncio.create_task(cluster.ask([1, 2], 100))
         await asyncio.sleep(0.1)
         cluster.coordinator.on_closed(node_id(2), RemoteProtocolError("no magic"))
-        with pytest.raises(NodeLostError, match="no magic") as caught:
-            await running
-        assert caught.value.node == "node-2"
+        await asyncio.sleep(0.1)
+        assert not cluster.serving
+        assert "no magic" in cluster.coordinator.state.nodes[node_id(2)].note
+        assert await running == answer([1, 2], 100)
+        assert cluster.plan.epoch == 3, "without it the model does not fit; then it had joined again"
 
     play(scene)
 

@@ -59,7 +59,7 @@ def test_a_stage_let_go_while_it_loads_is_never_ready_and_leaves_room_for_the_ne
     async def scene(bench: PartsBench) -> None:
         old = asyncio.create_task(bench.parts.load_stages(PLAN, 0))
         await asyncio.sleep(0.5)
-        bench.parts.let_go()
+        bench.parts.drop_stages()
         await bench.parts.load_stages(make_plan((SMALL, SMALL, SMALL), epoch=4), 0)
         await old
         ready = [event.epoch for event in bench.noted if isinstance(event, events.StageBecameReady)]

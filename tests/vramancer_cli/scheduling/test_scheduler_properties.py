@@ -49,6 +49,7 @@ MOVES = st.one_of(
     st.tuples(st.just("abort"), st.integers(0, 9)),
     st.tuples(st.just("schedule")),
     st.tuples(st.just("advance"), st.integers(0, 5)),
+    st.tuples(st.just("next epoch")),
 )
 
 
@@ -66,6 +67,8 @@ def make_move(bench: Bench, name: str, values: list) -> None:
         bench.schedule()
     elif name == "advance":
         bench.advance(values[0])
+    elif name == "next epoch":
+        bench.next_epoch()
     elif name == "arrive":
         prompt, max_tokens, stops_early, copies, priority = values
         room = bench.limits.block_count * bench.limits.block_tokens - len(prompt)
@@ -85,7 +88,7 @@ def test_a_long_random_run() -> None:
         while bench.steps < STEPS_PER_EPOCH:
             seen["refused"] += make_random_move(bench, requests, rng)
         bench.drain()
-        seen.update(steps=bench.steps, ended=len(bench.done), preempted=bench.preemptions)
+        seen.update(steps=bench.steps, ended=len(bench.done), preempted=bench.preemptions, epochs=bench.epochs)
         seen.update(left_behind=sum(stage.left_behind for stage in bench.stages))
         seen.update(copies=bench.copies, shared=bench.shared, reused=bench.scheduler.reused_tokens)
         seen.update(right=bench.right, wrong=bench.wrong)
@@ -96,6 +99,7 @@ def test_a_long_random_run() -> None:
     assert seen["reused"] > RANDOM_STEPS / 10
     assert min(seen["right"], seen["wrong"]) > RANDOM_STEPS / 50
     assert seen["left_behind"] > RANDOM_STEPS / 10
+    assert seen["epochs"] > RANDOM_STEPS / 100
 
 
 def make_random_move(bench: Bench, requests: RandomRequests, rng: random.Random) -> int:
@@ -107,6 +111,8 @@ def make_random_move(bench: Bench, requests: RandomRequests, rng: random.Random)
         except QueueFullError:
             assert bench.scheduler.waiting >= bench.limits.max_waiting
             return 1
+    elif dice < 0.034:
+        bench.next_epoch()
     elif dice < 0.04 and bench.live:
         bench.abort(rng.choice(list(bench.live.values())))
     elif dice < 0.5:

@@ -78,3 +78,17 @@ async def test_a_node_is_removed() -> None:
             assert admin.removed == [(await reply.json())["id"]]
         async with http.delete("/api/nodes/nobody") as reply:
             assert (reply.status, (await reply.json())["error"]["code"]) == (409, "not_removed")
+
+
+async def test_a_node_is_drained() -> None:
+    admin = FixedAdmin()
+    async with serving(admin=admin) as server, ClientSession(server.url) as http:
+        async with http.post("/api/nodes/old-laptop/drain") as reply:
+            assert reply.status == 200
+            assert admin.drained == [(await reply.json())["id"]]
+        async with http.post("/api/nodes/nobody/drain") as reply:
+            assert (reply.status, (await reply.json())["error"]["code"]) == (409, "not_drained")
+        head = next(node for node in admin.current.nodes if node.role == "head")
+        async with http.post(f"/api/nodes/{head.id}/drain") as reply:
+            assert reply.status == 409
+            assert "2.0 GiB more would do" in (await reply.json())["error"]["message"]

@@ -103,6 +103,7 @@ async def test_who_changes_the_cluster_is_noted_by_the_name_of_the_key(tmp_path:
     settings, by_role = keyed(tmp_path)
     asks = [
         ("POST", "/api/invites", "invite"), ("POST", "/api/tokens", "token"), ("DELETE", "/api/nodes/attic", "remove"),
+        ("POST", "/api/nodes/attic/drain", "drain"),
     ]  # fmt: skip
     requests = [replace(showing(AWAY, by_role["admin"]), method=method, target=target) for method, target, _ in asks]
     assert await noted(settings, *((asked, "admin") for asked in requests)) == [

@@ -26,6 +26,7 @@ from vramancer_cli.settings import (
     LOOPBACK,
     NODE_PORT,
     Dtype,
+    KvCache,
     NodeSettings,
     Quantize,
     Role,
@@ -118,6 +119,9 @@ class NodeFlags:
     quantize: Annotated[
         Quantize, setting("--quantize", "Hold the layers' weights in int8 or int4.", metavar="FORMAT")
     ] = "none"
+    kv_cache: Annotated[
+        KvCache, setting("--kv-cache", "plain, or int8: keys and values in about half the memory.", metavar="FORMAT")
+    ] = "plain"
     context: Annotated[
         int | None,
         setting(
@@ -204,6 +208,7 @@ def node_settings(
         rate_limit=flags.rate_limit,
         cache_folder=cache,
         quantize=flags.quantize,
+        kv_cache=flags.kv_cache,
         prefix_cache=not flags.no_prefix_cache,
     )
     for warning in check_start(settings):

@@ -12,6 +12,7 @@ import msgspec
 
 from transport.types import (
     Address,
+    CacheFormat,
     DeviceFacts,
     LayerRange,
     LinkKind,
@@ -127,7 +128,7 @@ class Plan(msgspec.Struct, frozen=True):
     more, for layers that look back no further; and `state_slots` recurrent states of one sequence each are the last
     group: 0 for a model without, whose steps do not name that group. A stage's `kv_bytes` pay for all of them.
     `quantize`: what the layers' weights are held in, the same on every node; the ends, and all that is computed, stay
-    in `dtype`.
+    in `dtype`. `kv_cache`: what keys and values are held in: "plain" is `dtype`.
     """
 
     epoch: Natural
@@ -144,6 +145,7 @@ class Plan(msgspec.Struct, frozen=True):
     reasons: dict[NodeId, str] = {}
     quantize: WeightFormat = "none"
     windows: tuple[WindowGroup, ...] = ()
+    kv_cache: CacheFormat = "plain"
 
 
 class NodeLoad(msgspec.Struct, frozen=True):

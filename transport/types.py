@@ -19,6 +19,7 @@ LinkKind = Literal["control", "data", "bulk"]
 DeviceKind = Literal["cpu", "cuda", "rocm", "mps", "xpu"]
 ModelSource = Literal["builtin", "folder", "hub"]
 WeightFormat = Literal["none", "int8", "int4"]
+CacheFormat = Literal["plain", "int8"]
 """What the weights of layers are held in; none: the plan's dtype."""
 
 DTYPE_BYTES: Final[dict[str, int]] = {

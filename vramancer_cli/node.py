@@ -144,7 +144,10 @@ async def _head(settings: NodeSettings, on_ready: OnReady, on_download: Progress
             cluster=credentials.cluster,
             model=chosen.facts,
             settings=PlanSettings(
-                dtype=settings.dtype, context_tokens=chosen.context_tokens, quantize=settings.quantize
+                dtype=settings.dtype,
+                context_tokens=chosen.context_tokens,
+                quantize=settings.quantize,
+                kv_cache=settings.kv_cache,
             ),
             folder=chosen.folder,
             engine=engine,
@@ -215,6 +218,7 @@ async def _choose_model(
     name = folder.name if source == "folder" else location
     ref = ModelRef(name, source, location, await device.run(lambda: engine.digest(folder)))
     facts: ModelFacts = await device.run(lambda: engine.model_facts(folder, ref))
+    facts.check_cache(settings.kv_cache)
     asked_tokens = settings.context_tokens or DEFAULT_CONTEXT_TOKENS
     if settings.context_tokens and asked_tokens > facts.context_tokens:
         log.get("node").warning("the model's own context is shorter", asked=asked_tokens, context=facts.context_tokens)

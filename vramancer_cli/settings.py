@@ -22,6 +22,7 @@ LOOPBACK: Final = "127.0.0.1"
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantize = Literal["none", "int8", "int4"]
+KvCache = Literal["plain", "int8"]
 Role = Literal["head", "worker"]
 
 _UNIT_BYTES: Final = {
@@ -69,6 +70,7 @@ class NodeSettings:
     rate_limit: int | None = None
     cache_folder: Path | None = None
     quantize: Quantize = "none"
+    kv_cache: KvCache = "plain"
     prefix_cache: bool = True
 
     def __repr__(self) -> str:

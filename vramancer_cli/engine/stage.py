@@ -106,7 +106,9 @@ def _run_each(
 def cache_bytes(shard: Shard, plan: Plan) -> int:
     """What the blocks and the states of a plan take on a stage."""
     groups = shard.groups(plan.windows)
-    blocks_bytes = pool_bytes(shard.kv_shapes, _block_counts(plan), plan.block_tokens, DTYPES[plan.dtype], groups)
+    blocks_bytes = pool_bytes(
+        shard.kv_shapes, _block_counts(plan), plan.block_tokens, DTYPES[plan.dtype], groups, plan.kv_cache
+    )
     return blocks_bytes + shard.state_elements * plan.state_slots * torch.float32.itemsize
 
 
@@ -132,8 +134,10 @@ def load_stage(
     placed = plan.stages[stage]
     dtype = DTYPES[plan.dtype]
     shard = Shard(checkpoint, placed.layers, dtype, plan.quantize)
+    if plan.kv_cache != "plain" and not shard.trace.ragged:
+        raise ModelError("The model's layers keep each sequence's cache themselves, which cannot be rounded.")
     kv_bytes = cache_bytes(shard, plan)
-    workspace_bytes = gather_bytes(shard.kv_shapes, plan.context_tokens, dtype)
+    workspace_bytes = gather_bytes(shard.kv_shapes, plan.context_tokens, dtype, plan.kv_cache)
     total_bytes = (
         max(placed.weights_bytes, shard.weights_bytes)
         + max(placed.kv_bytes, kv_bytes)
@@ -143,7 +147,7 @@ def load_stage(
     try:
         shard.load(device, progress)
         groups = shard.groups(plan.windows)
-        pool = KvPool(shard.kv_shapes, _block_counts(plan), plan.block_tokens, dtype, device, groups)
+        pool = KvPool(shard.kv_shapes, _block_counts(plan), plan.block_tokens, dtype, device, groups, plan.kv_cache)
     except BaseException:
         shard.unload()
         release(device, held)

@@ -27,6 +27,7 @@ from vramancer_cli.settings import (
     LOOPBACK,
     NODE_PORT,
     Dtype,
+    KvCache,
     NodeSettings,
     Quantize,
     Role,
@@ -143,6 +144,9 @@ class NodeFlags:
         Quantize,
         setting("--quantize", "Hold layers in int8, int4 (int4-64, int4-128) or none.", metavar="FORMAT"),
     ] = "auto"
+    kv_cache: Annotated[
+        KvCache, setting("--kv-cache", "plain, or int8: keys and values in about half the memory.", metavar="FORMAT")
+    ] = "plain"
     context: Annotated[
         int | None,
         setting(
@@ -235,6 +239,7 @@ def node_settings(
         rate_limit=flags.rate_limit,
         cache_folder=cache,
         quantize=flags.quantize,
+        kv_cache=flags.kv_cache,
         prefix_cache=not flags.no_prefix_cache,
         draft=flags.draft,
     )

@@ -13,6 +13,7 @@ import msgspec
 from transport.types import (
     MAX_DEVICES,
     Address,
+    CacheFormat,
     DeviceFacts,
     LayerRange,
     LinkKind,
@@ -137,7 +138,7 @@ class Plan(msgspec.Struct, frozen=True):
     more, for layers that look back no further; and `state_slots` recurrent states of one sequence each are the last
     group: 0 for a model without, whose steps do not name that group. A stage's `kv_bytes` pay for all of them.
     `quantize`: what the layers' weights are held in, the same on every node; the ends, and all that is computed, stay
-    in `dtype`.
+    in `dtype`. `kv_cache`: what keys and values are held in: "plain" is `dtype`.
     """
 
     epoch: Natural
@@ -154,6 +155,7 @@ class Plan(msgspec.Struct, frozen=True):
     reasons: dict[NodeId, str] = {}
     quantize: WeightFormat = "none"
     windows: tuple[WindowGroup, ...] = ()
+    kv_cache: CacheFormat = "plain"
 
     def firsts(self) -> dict[NodeId, int]:
         """The first stage of each node that holds any, in pipeline order."""

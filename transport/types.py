@@ -22,6 +22,8 @@ WeightFormat = Literal["none", "int8", "int4", "int4-64", "int4-128", "stored"]
 """What the weights of layers are held in. none: the plan's dtype. int4 has groups of 32, or of the number behind the
 hyphen. stored: each as the checkpoint has it, where that can be taken over without loss, else the plan's dtype. What is
 stored in as few bits as int8 or int4 ask for, or fewer, is taken over there too."""
+CacheFormat = Literal["plain", "int8"]
+"""What keys and values are held in. plain: the plan's dtype."""
 
 DTYPE_BYTES: Final[dict[str, int]] = {
     "float32": 4,

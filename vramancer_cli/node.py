@@ -177,6 +177,7 @@ async def _head(settings: NodeSettings, on_ready: OnReady, on_download: Progress
                 dtype=settings.dtype,
                 context_tokens=chosen.context_tokens,
                 quantize=weight_format(settings.quantize, chosen.facts.is_stored_packed),
+                kv_cache=settings.kv_cache,
             ),
             folder=chosen.folder,
             devices=devices,
@@ -245,6 +246,7 @@ async def _choose_model(settings: NodeSettings, first: LocalDevice, on_download:
     name = folder.name if source == "folder" else location
     ref = ModelRef(name, source, location, await device.run(lambda: engine.digest(folder)))
     facts: ModelFacts = await device.run(lambda: engine.model_facts(folder, ref))
+    facts.check_cache(settings.kv_cache)
     asked_tokens = settings.context_tokens or DEFAULT_CONTEXT_TOKENS
     if settings.context_tokens and asked_tokens > facts.context_tokens:
         log.get("node").warning("the model's own context is shorter", asked=asked_tokens, context=facts.context_tokens)

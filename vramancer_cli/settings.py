@@ -25,6 +25,7 @@ MOST_DRAFTED: Final = 16
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantize = Literal["auto", "none", "int8", "int4", "int4-64", "int4-128"]
+KvCache = Literal["plain", "int8"]
 Role = Literal["head", "worker"]
 
 _UNIT_BYTES: Final = {
@@ -73,6 +74,7 @@ class NodeSettings:
     rate_limit: int | None = None
     cache_folder: Path | None = None
     quantize: Quantize = "auto"
+    kv_cache: KvCache = "plain"
     prefix_cache: bool = True
     draft: int | None = None
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from tests.helpers.stepping import make_plan, no_progress, over_the_wire
+from transport.types import CacheFormat
 from vramancer_cli.engine import logits as processing
 from vramancer_cli.engine.sampler import uniform
 from vramancer_cli.engine.torch_engine import TorchEngine
@@ -57,6 +58,7 @@ class EngineBench:
         draft: int | None = 0,
         clearances: bool = True,
         sequences: int = 16,
+        kv_cache: CacheFormat = "plain",
     ) -> None:
         self._clearances = clearances
         self.engine = TorchEngine("cpu", limit_bytes=1 << 29, threads=1)
@@ -68,6 +70,7 @@ class EngineBench:
             block_tokens=block_tokens,
             block_count=block_count,
             sequences=sequences,
+            kv_cache=kv_cache,
         )
         self._stages = [self.engine.load_stage(folder, self.plan, index, no_progress) for index in range(stages)]
         self._ends = self.engine.load_ends(folder, self.plan, no_progress)

@@ -18,7 +18,7 @@ from transport.codec import decode, encode
 from transport.contracts import Received, TensorBuffer
 from transport.framing import HEADER_BYTES, FrameHeader
 from transport.messages import Activation, ModelRef, Plan, StagePlan, Step, StepRow, WindowGroup
-from transport.types import LayerRange, WeightFormat
+from transport.types import CacheFormat, LayerRange, WeightFormat
 from vramancer_cli.engine.boundary import Boundary
 from vramancer_cli.engine.ends import TorchEnds
 from vramancer_cli.engine.stage import PagedStage
@@ -43,6 +43,7 @@ def make_plan(
     max_step_tokens: int = 64,
     sequences: int = 16,
     windowed: bool = True,
+    kv_cache: CacheFormat = "plain",
 ) -> Plan:
     """A plan with every stage on this engine's device: layers cut evenly, or as given.
 
@@ -75,7 +76,7 @@ def make_plan(
                 device=device,
                 layers=layers,
                 weights_bytes=facts.weights_bytes(layers, dtype, quantize),
-                kv_bytes=facts.kv_bytes(layers, dtype, block_count * block_tokens, window_tokens)
+                kv_bytes=facts.kv_bytes(layers, dtype, block_count * block_tokens, window_tokens, kv_cache)
                 + facts.state_bytes(layers, state_slots),
                 workspace_bytes=max(facts.workspace_bytes(max_step_tokens), facts.quantising_bytes(dtype, quantize)),
             )
@@ -83,6 +84,7 @@ def make_plan(
         ),
         state_slots=state_slots,
         quantize=quantize,
+        kv_cache=kv_cache,
         windows=tuple(WindowGroup(*pair) for pair in windows.items()),
     )
 

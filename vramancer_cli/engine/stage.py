@@ -114,7 +114,9 @@ def _run_each(
 def cache_bytes(shard: Shard, plan: Plan) -> int:
     """What the blocks and the states of a plan take on a stage."""
     groups = shard.groups(plan.windows)
-    blocks_bytes = pool_bytes(shard.kv_shapes, _block_counts(plan), plan.block_tokens, DTYPES[plan.dtype], groups)
+    blocks_bytes = pool_bytes(
+        shard.kv_shapes, _block_counts(plan), plan.block_tokens, DTYPES[plan.dtype], groups, plan.kv_cache
+    )
     return blocks_bytes + shard.state_elements * plan.state_slots * torch.float32.itemsize
 
 
@@ -143,6 +145,8 @@ def load_stage(
         placed = plan.stages[stage]
         dtype = DTYPES[plan.dtype]
         shard = Shard(checkpoint, placed.layers, dtype, plan.quantize)
+        if plan.kv_cache != "plain" and not shard.trace.ragged:
+            raise ModelError("The model's layers keep each sequence's cache themselves, which cannot be rounded.")
         if old is not None and (loaded := old.give_up()) is not None:
             shard.take_over(loaded)
             empty_cache(device)
@@ -151,7 +155,7 @@ def load_stage(
             old.close()
         raise
     kv_bytes = cache_bytes(shard, plan)
-    workspace_bytes = gather_bytes(shard.kv_shapes, plan.context_tokens, dtype)
+    workspace_bytes = gather_bytes(shard.kv_shapes, plan.context_tokens, dtype, plan.kv_cache)
     total_bytes = (
         max(placed.weights_bytes, shard.weights_bytes)
         + max(placed.kv_bytes, kv_bytes)
@@ -165,7 +169,7 @@ def load_stage(
     try:
         shard.load(device, progress)
         groups = shard.groups(plan.windows)
-        pool = KvPool(shard.kv_shapes, _block_counts(plan), plan.block_tokens, dtype, device, groups)
+        pool = KvPool(shard.kv_shapes, _block_counts(plan), plan.block_tokens, dtype, device, groups, plan.kv_cache)
     except BaseException:
         shard.unload()
         release(device, held)

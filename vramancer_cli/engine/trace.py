@@ -47,6 +47,11 @@ class KvShape(NamedTuple):
     def elements(self) -> int:
         return self.heads * (self.key_size + self.value_size)
 
+    @property
+    def vectors(self) -> int:
+        """Keys and values, each of which has a scale where the cache is quantised."""
+        return 2 * self.heads
+
 
 @dataclass(frozen=True, slots=True)
 class Trace:
@@ -102,10 +107,14 @@ class Trace:
         windows = [self.windows.get(reader, 0) for reader in readers]
         return max(windows) if self.ragged and all(windows) else None
 
-    def window_elements(self, layer: int, window_tokens: int) -> int:
-        """The part of `kv_elements` that nobody needs behind a window of so many tokens."""
+    def window_shapes(self, layer: int, window_tokens: int) -> list[KvShape]:
+        """Of what decoder layer `layer` keeps, the part that nobody needs behind a window of so many tokens."""
         own = (index for index, owner in self.decoder_layers.items() if owner == layer)
-        return sum(self.kv_shapes[index].elements for index in own if self.looks_back(index) == window_tokens)
+        return [self.kv_shapes[index] for index in own if self.looks_back(index) == window_tokens]
+
+    def kv_vectors(self, layer: int) -> int:
+        """Per token of decoder layer `layer`, wherever the cuts are."""
+        return sum(self.kv_shapes[index].vectors for index, owner in self.decoder_layers.items() if owner == layer)
 
     @property
     def window_sizes(self) -> tuple[int, ...]:

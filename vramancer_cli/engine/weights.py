@@ -77,10 +77,8 @@ def model_facts(folder: Path, ref: ModelRef) -> ModelFacts:
         layer_parameters=tuple(by_layer[index] for index in range(layer_count)),
         ends_parameters=by_layer[None],
         kv_elements_per_token=tuple(trace.kv_elements(index) for index in range(layer_count)),
-        windows=tuple(
-            WindowElements(tokens, tuple(trace.window_elements(index, tokens) for index in range(layer_count)))
-            for tokens in trace.window_sizes
-        ),
+        kv_vectors_per_token=tuple(trace.kv_vectors(index) for index in range(layer_count)) if trace.ragged else (),
+        windows=tuple(_window(trace, layer_count, tokens) for tokens in trace.window_sizes),
         state_elements_per_sequence=_states(trace, layer_count),
         workspace_elements_per_token=max(trace.live_elements, head_elements),
         layer_quantisable=layer_quantisable,
@@ -283,6 +281,12 @@ def _refuse_unfilled(model: PreTrainedModel) -> None:
 def _states(trace: Trace, layer_count: int) -> tuple[int, ...]:
     elements = tuple(trace.state_elements(index) for index in range(layer_count))
     return elements if any(elements) else ()
+
+
+def _window(trace: Trace, layer_count: int, window_tokens: int) -> WindowElements:
+    shapes = [trace.window_shapes(index, window_tokens) for index in range(layer_count)]
+    elements = tuple(sum(shape.elements for shape in part) for part in shapes)
+    return WindowElements(window_tokens, elements, tuple(sum(shape.vectors for shape in part) for part in shapes))
 
 
 def _checkpoint_dtype(checkpoint: Checkpoint) -> str:

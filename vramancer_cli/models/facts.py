@@ -7,16 +7,19 @@ from dataclasses import dataclass
 from typing import Final
 
 from transport.messages import ModelRef
-from transport.types import DTYPE_BYTES, LayerRange, WeightFormat
+from transport.types import DTYPE_BYTES, CacheFormat, LayerRange, WeightFormat
+from vramancer_cli.errors import ModelError
+from vramancer_cli.models.cache_format import held_bytes
 from vramancer_cli.models.quantisation import Quantisable, quantising_bytes, saved_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class WindowElements:
-    """What of each layer's KV nobody reads behind the last `window_tokens` tokens, in elements per token."""
+    """What of each layer's KV nobody reads behind the last `window_tokens` tokens: elements and vectors per token."""
 
     window_tokens: int
     per_token: tuple[int, ...]
+    vectors_per_token: tuple[int, ...] = ()
 
 
 EVERY_TOKEN: Final[Mapping[int, int]] = {}
@@ -28,7 +31,9 @@ class ModelFacts:
 
     `layer_parameters[i]`: weights of decoder layer i. `ends_parameters`: embedding, final norm and output head
     (tied weights once). `kv_elements_per_token[i]`: K plus V elements that layer i keeps per token.
-    `windows`: the parts of it that only a window of tokens is read of, one for each length of window.
+    `kv_vectors_per_token[i]`: how many keys and values these elements make up, each of which has a scale where they are
+    held in int8; () where they cannot be. `windows`: the parts that only a window of tokens is read of, one for each
+    length of window.
     `state_elements_per_sequence[i]`: recurrent state that layer i keeps per sequence, however long; () where no layer
     keeps any.
     `workspace_elements_per_token`: the most that is alive at once while one token row passes a layer or the head.
@@ -49,6 +54,7 @@ class ModelFacts:
     layer_quantisable: tuple[tuple[Quantisable, ...], ...] = ()
     state_elements_per_sequence: tuple[int, ...] = ()
     windows: tuple[WindowElements, ...] = ()
+    kv_vectors_per_token: tuple[int, ...] = ()
 
     @property
     def layer_count(self) -> int:
@@ -81,14 +87,39 @@ class ModelFacts:
         return self.ends_parameters * DTYPE_BYTES[dtype]
 
     def kv_bytes(
-        self, layers: LayerRange, dtype: str, tokens: int, window_tokens: Mapping[int, int] = EVERY_TOKEN
+        self,
+        layers: LayerRange,
+        dtype: str,
+        tokens: int,
+        window_tokens: Mapping[int, int] = EVERY_TOKEN,
+        kv_cache: CacheFormat = "plain",
     ) -> int:
         """Of `tokens` tokens; where only a window is read whose length is in `window_tokens`, of as many as there."""
-        elements = sum(self.kv_elements_per_token[layers.start : layers.end]) * tokens
-        for part in self.windows:
-            kept = window_tokens.get(part.window_tokens, tokens)
-            elements += sum(part.per_token[layers.start : layers.end]) * (kept - tokens)
-        return elements * DTYPE_BYTES[dtype]
+        part = slice(layers.start, layers.end)
+
+        def size_bytes(elements: tuple[int, ...], vectors: tuple[int, ...]) -> int:
+            return held_bytes(sum(elements[part]), sum(vectors[part]), DTYPE_BYTES[dtype], kv_cache)
+
+        total_bytes = size_bytes(self.kv_elements_per_token, self.kv_vectors_per_token) * tokens
+        for window in self.windows:
+            kept = window_tokens.get(window.window_tokens, tokens)
+            total_bytes += size_bytes(window.per_token, window.vectors_per_token) * (kept - tokens)
+        return total_bytes
+
+    def check_cache(self, kv_cache: CacheFormat) -> None:
+        """Raises ModelError where keys and values cannot be held so."""
+        if kv_cache != "plain" and not self.kv_vectors_per_token:
+            raise ModelError(
+                f"The layers of '{self.family}' models keep each sequence's cache themselves, which cannot be rounded.",
+                hint="Start without --kv-cache.",
+            )
+
+    def gather_bytes(self, dtype: str, tokens: int, kv_cache: CacheFormat) -> int:
+        """What a copy of so many tokens' keys and values takes in the layer where it takes most: in `dtype` to compute
+        with and, of a quantised cache, as held too."""
+        layers = [LayerRange(index, index + 1) for index in range(self.layer_count)]
+        formats: tuple[CacheFormat, ...] = ("plain",) if kv_cache == "plain" else ("plain", kv_cache)
+        return max(sum(self.kv_bytes(layer, dtype, tokens, kv_cache=held) for held in formats) for layer in layers)
 
     @property
     def has_state(self) -> bool:

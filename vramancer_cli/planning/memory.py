@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from transport.types import DTYPE_BYTES, LayerRange, WeightFormat
+from transport.types import CacheFormat, LayerRange, WeightFormat
 from vramancer_cli.models.cache_window import most_held_blocks
 from vramancer_cli.models.facts import ModelFacts
 from vramancer_cli.planning.facts import DeviceCapacity, PlanSettings
@@ -88,14 +88,16 @@ def price(facts: ModelFacts, settings: PlanSettings, dtype: str) -> Costs:
     one_each = [LayerRange(index, index + 1) for index in range(facts.layer_count)]
     context_blocks = _blocks(tokens, settings.block_tokens)
     blocks = Pieces(
-        tuple(facts.kv_bytes(layer, dtype, settings.block_tokens, nothing) for layer in one_each),
+        tuple(facts.kv_bytes(layer, dtype, settings.block_tokens, nothing, settings.kv_cache) for layer in one_each),
         least=context_blocks + 1,
         most=context_blocks * settings.max_sequences + 1,
     )
     most_states = settings.max_sequences if facts.has_state else 0
     return Costs(
         ends_bytes=facts.ends_bytes(dtype) + facts.workspace_bytes(settings.max_step_tokens),
-        workspace_bytes=stage_workspace_bytes(facts, dtype, settings.quantize, tokens, settings.max_step_tokens),
+        workspace_bytes=stage_workspace_bytes(
+            facts, dtype, settings.quantize, tokens, settings.max_step_tokens, settings.kv_cache
+        ),
         weights_bytes=facts.layer_bytes(dtype, settings.quantize),
         blocks=blocks,
         windows=windows,
@@ -109,23 +111,29 @@ def _windows(facts: ModelFacts, settings: PlanSettings, dtype: str) -> tuple[Pie
     One block more than a sequence holds, for the next one that is admitted beside it: as many times as sequences run.
     """
     context_blocks = _blocks(context_tokens(facts, settings), settings.block_tokens)
-    block_bytes = settings.block_tokens * DTYPE_BYTES[dtype]
+    one_each = [LayerRange(index, index + 1) for index in range(facts.layer_count)]
     found: list[Pieces] = []
     for part in facts.windows:
         held = most_held_blocks(part.window_tokens, settings.max_step_tokens, settings.block_tokens)
         if held < context_blocks:
-            sizes = tuple(elements * block_bytes for elements in part.per_token)
+            one_block = {part.window_tokens: settings.block_tokens}
+            sizes = tuple(facts.kv_bytes(layer, dtype, 0, one_block, settings.kv_cache) for layer in one_each)
             found.append(Pieces(sizes, held + 1, (held + 1) * settings.max_sequences, part.window_tokens))
     return tuple(found)
 
 
 def stage_workspace_bytes(
-    facts: ModelFacts, dtype: str, quantize: WeightFormat, context_tokens: int, max_step_tokens: int
+    facts: ModelFacts,
+    dtype: str,
+    quantize: WeightFormat,
+    context_tokens: int,
+    max_step_tokens: int,
+    kv_cache: CacheFormat = "plain",
 ) -> int:
     """What a stage uses beside weights and KV, the same for every stage: one step's intermediate values, or a copy
-    of one whole context's KV in the layer where that is largest (made when its blocks lie scattered), or before any
-    step a layer's weights on their way to being quantised."""
-    gather_bytes = max(facts.kv_elements_per_token, default=0) * context_tokens * DTYPE_BYTES[dtype]
+    of one whole context's KV in the layer where that is largest (made when its blocks lie scattered, or to turn int8
+    back), or before any step a layer's weights on their way to being quantised."""
+    gather_bytes = facts.gather_bytes(dtype, context_tokens, kv_cache)
     return max(facts.workspace_bytes(max_step_tokens), gather_bytes, facts.quantising_bytes(dtype, quantize))
 
 

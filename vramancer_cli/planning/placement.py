@@ -115,6 +115,7 @@ def _plan(
         ends_bytes=offer.costs.ends_bytes,
         stages=tuple(stages.values()),
         quantize=settings.quantize,
+        kv_cache=settings.kv_cache,
         state_slots=state_slots,
         windows=tuple(WindowGroup(group.window_tokens, count) for group, count in groups),
         reasons={node[0].node: _node_reason(offer, node, stages) for node in offer.nodes()},

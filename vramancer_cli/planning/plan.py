@@ -89,12 +89,15 @@ def _validate_bytes(plan: Plan, facts: ModelFacts) -> None:
         raise ValueError(f"{plan.block_count} blocks do not hold one context of {plan.context_tokens} tokens.")
     if facts.has_state != bool(plan.state_slots):
         raise ValueError(f"{plan.state_slots} state slots do not suit the model.")
-    workspace_bytes = stage_workspace_bytes(facts, plan.dtype, plan.quantize, plan.context_tokens, plan.max_step_tokens)
+    workspace_bytes = stage_workspace_bytes(
+        facts, plan.dtype, plan.quantize, plan.context_tokens, plan.max_step_tokens, plan.kv_cache
+    )
     for stage in plan.stages:
         if stage.weights_bytes != facts.weights_bytes(stage.layers, plan.dtype, plan.quantize):
             raise ValueError(f"The weights of layers {stage.layers} are not counted right.")
         state_bytes = facts.state_bytes(stage.layers, plan.state_slots)
-        if stage.kv_bytes != facts.kv_bytes(stage.layers, plan.dtype, tokens, window_tokens) + state_bytes:
+        kv_bytes = facts.kv_bytes(stage.layers, plan.dtype, tokens, window_tokens, plan.kv_cache)
+        if stage.kv_bytes != kv_bytes + state_bytes:
             raise ValueError(f"The KV cache of layers {stage.layers} is not counted right.")
         if stage.workspace_bytes != workspace_bytes:
             raise ValueError(f"The workspace of layers {stage.layers} is not counted right.")

@@ -19,8 +19,8 @@ FRESH = PlacedRow(0, 1, (5,), consecutive=True, outputs=1)
 def pool() -> KvPool:
     pool = KvPool({0: KvShape(2, 8, 8)}, (8,), 4, torch.float32, CPU)
     generator = torch.Generator().manual_seed(3)
-    for tensor in (pool.keys[0], pool.values[0]):
-        tensor.normal_(generator=generator)
+    for rows in (pool.keys[0], pool.values[0]):
+        rows.write(torch.arange(32), torch.randn(32, 2, 8, generator=generator))
     return pool
 
 

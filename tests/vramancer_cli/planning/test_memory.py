@@ -52,6 +52,17 @@ def test_a_window_that_is_shorter_than_the_context_is_priced_by_the_window() -> 
     assert price(facts, settings(context_tokens=64), "bfloat16").windows == ()
 
 
+def test_a_cache_in_int8_is_a_byte_for_each_element_and_a_scale_for_each_vector() -> None:
+    facts = replace(
+        model_facts(layers=(10, 20), kv=(20, 24), windows=(WindowElements(5, (20, 0), (4, 0)),), workspace=0),
+        kv_vectors_per_token=(4, 6),
+    )
+    costs = price(facts, replace(settings(context_tokens=100), kv_cache="int8"), "bfloat16")
+    assert costs.blocks.layer_bytes == (0, 16 * (24 + 6 * 4))
+    assert costs.windows[0].layer_bytes == (16 * (20 + 4 * 4), 0)
+    assert costs.workspace_bytes == 100 * (24 * 2 + 24 + 6 * 4), "a context as held, and turned back"
+
+
 def test_a_stages_workspace_has_room_to_copy_one_contexts_kv() -> None:
     facts = model_facts(layers=(10, 20), ends=7, kv=(2, 30), workspace=1)
     costs = price(facts, settings(context_tokens=100), "bfloat16")

@@ -55,6 +55,17 @@ def test_a_window_group_is_paid_for_and_holds_one_sequence() -> None:
         validate(more, facts)
 
 
+def test_a_cache_in_int8_is_paid_for_as_such() -> None:
+    facts = replace(FACTS, kv_elements_per_token=(256,) * 8, kv_vectors_per_token=(2,) * 8)
+    plans = [place(facts, NODES, HEAD, replace(settings(), kv_cache=held), 1) for held in ("plain", "int8")]
+    for plan in plans:
+        validate(plan, facts)
+    plain, rounded = (sum(stage.kv_bytes for stage in plan.stages) / plan.block_count for plan in plans)
+    assert rounded == plain * (256 + 8) / (256 * 4)
+    with pytest.raises(ValueError, match="KV"):
+        validate(msgspec.structs.replace(plans[1], kv_cache="plain"), facts)
+
+
 def with_first(**changes: object) -> Plan:
     first = msgspec.structs.replace(PLAN.stages[0], **changes)
     return msgspec.structs.replace(PLAN, stages=(first, *PLAN.stages[1:]))

@@ -337,7 +337,8 @@ def write(rows: Sequence[Row], around: dict[str, str], folder: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     words = ", ".join(f"{name} {value}" for name, value in around.items())
     note = (
-        "The same answers with drafting (auto) and without, in turn; the ratio is that of the times of each answer in its least disturbed turn. "
+        "The same answers with drafting (auto) and without, in turn; the ratio is that of the times of each answer in "
+        "its least disturbed turn. "
         "Stages: in one process, by its own time. Processes: nodes on this machine, through the API, by the clock."
     )
     text = f"# Guessing tokens ahead\n\n{words}. {note}\n\n{table(rows, COMPARED)}"

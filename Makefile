@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 SOURCES := transport vramancer_cli commands build_scripts bench fuzz tests
 
 .PHONY: setup demo families test properties faults check format model report fuzz quality binary smoke wheel test-wheel clean
-.PHONY: bench-binary bench-bulk bench-context bench-load bench-quant bench-threads
+.PHONY: bench-binary bench-bulk bench-context bench-drafting bench-load bench-quant bench-threads
 
 setup: $(READY)
 
@@ -98,6 +98,10 @@ bench-load: $(READY)
 # Decode speed by how long the context is and how its blocks lie, as ratios.
 bench-context: $(READY)
 	@$(BIN)/python -m bench.context
+
+# Tokens per trip and speed with tokens guessed ahead, against the same answers without; into bench/results/. Minutes.
+bench-drafting: $(READY)
+	@$(BIN)/python -m bench.drafting --processes
 
 # CPU threads that sleep while they wait, against threads that spin.
 bench-threads: $(READY)

@@ -34,8 +34,8 @@ VRAMancer, in float32 on a CPU, against the same checkpoint in transformers, uns
 - **paged**: {len(PROMPTS)} sequences of {min(PROMPTS)} to {max(PROMPTS)} tokens in one batch, every layer a stage of
   its own, prompts in chunks, then decoding: logits within {TOLERANCE} of transformers', and the same greedy tokens,
   with more than 0.001 between the two best logits at each one. *together*: all sequences pass in one row;
-  *one by one*: each passes alone, with the family's own attention and cache. No prompt has a token twice: where a layer
-  chooses between keys (`doge`), equal ones would leave the choice to rounding, and transformers differs from itself.
+  *one by one*: each passes alone, with the family's own attention and cache. `doge` gets prompts without a
+  token twice: it chooses between keys, and which of two equal ones is up to rounding, in transformers too.
 - **quantised**: the same paged run with the layers' weights in int8, and in int4, every layer a stage of its own,
   against the same quantised model in one stage (grade *stable*): the same tokens, and how far a logit differs at most,
   up to {TOLERANCE}. What rounding itself costs is another matter: [quantisation.md](quantisation.md). *stays plain*: no

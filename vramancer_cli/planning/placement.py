@@ -27,7 +27,7 @@ def place(facts: ModelFacts, nodes: Sequence[NodeCapacity], head: NodeId, settin
     `missing_bytes` that, added to the node it names, would make the model fit.
     """
     order = _pipeline_order(nodes, head)
-    dtype = choose_dtype(settings.dtype, facts, order)
+    dtype = choose_dtype(settings.dtype, facts, order, settings.quantize)
     offer = _Offer(price(facts, settings, dtype), order)
     ranges = offer.cut()
     if ranges is None:

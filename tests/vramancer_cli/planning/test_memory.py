@@ -88,6 +88,13 @@ def test_what_is_asked_for_is_taken() -> None:
     assert choose_dtype("float16", SMALL, [capacity(0, 1)]) == "float16"
 
 
+def test_weights_held_as_stored_are_computed_with_in_float32_only_where_a_person_says_so() -> None:
+    packed = replace(SMALL, checkpoint_dtype="bfloat16")
+    assert choose_dtype("auto", packed, [capacity(0, 1)], "stored") == "bfloat16"
+    assert choose_dtype("float32", packed, [capacity(0, 1)], "stored") == "float32"
+    assert choose_dtype("auto", packed, [capacity(0, 1)], "int8") == "float32"
+
+
 def test_a_quantised_plan_pays_for_what_is_held_and_once_for_making_it():
     part = Quantisable(outputs=10, inputs=64)
     facts = model_facts((700, 700), quantisable=((part,), (part,)))

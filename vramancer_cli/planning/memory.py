@@ -27,14 +27,18 @@ def choose_dtype(
     Anything but "auto" is taken as asked. "auto": float32 when some node is a CPU and the whole model takes at most
     2 GiB in float32; else the checkpoint's dtype, or bfloat16 where that is none to compute in (float8, float64).
     float16 becomes bfloat16 as soon as some node is a CPU: CPU kernels for float16 are slow and overflow early. Weights
-    held as they are stored, in groups, are not for float32 unless it was asked for: no fast kernel computes in it.
+    that are taken over as stored, in groups, are not for float32 unless it was asked for: no fast kernel computes in it.
     """
     if requested != AUTO:
         return requested
     has_cpu = any(node.device.kind == "cpu" for node in nodes)
     whole = LayerRange(0, facts.layer_count)
-    exact = has_cpu and quantize != "stored"
-    if exact and facts.weights_bytes(whole, "float32") + facts.ends_bytes("float32") <= SMALL_MODEL_BYTES:
+    takes_over = quantize != "none" and facts.is_stored_packed
+    if (
+        has_cpu
+        and not takes_over
+        and facts.weights_bytes(whole, "float32") + facts.ends_bytes("float32") <= SMALL_MODEL_BYTES
+    ):
         return "float32"
     declared = facts.checkpoint_dtype if facts.checkpoint_dtype in COMPUTE_DTYPES else "bfloat16"
     return "bfloat16" if has_cpu and declared == "float16" else declared

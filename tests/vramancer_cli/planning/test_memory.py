@@ -8,7 +8,7 @@ import pytest
 
 from tests.helpers.planning_values import capacity, model_facts, settings
 from transport.types import DeviceKind, LayerRange
-from vramancer_cli.models.quantisation import Quantisable, quantising_bytes
+from vramancer_cli.models.quantisation import INT8_GROUPED, Quantisable, quantising_bytes
 from vramancer_cli.planning.memory import SMALL_MODEL_BYTES, choose_dtype, context_tokens, price
 
 SMALL = model_facts(checkpoint_dtype="float16")
@@ -89,10 +89,13 @@ def test_what_is_asked_for_is_taken() -> None:
 
 
 def test_weights_held_as_stored_are_computed_with_in_float32_only_where_a_person_says_so() -> None:
-    packed = replace(SMALL, checkpoint_dtype="bfloat16")
-    assert choose_dtype("auto", packed, [capacity(0, 1)], "stored") == "bfloat16"
-    assert choose_dtype("float32", packed, [capacity(0, 1)], "stored") == "float32"
-    assert choose_dtype("auto", packed, [capacity(0, 1)], "int8") == "float32"
+    parts = ((Quantisable(outputs=4, inputs=64, stored=INT8_GROUPED),),) * SMALL.layer_count
+    packed = replace(SMALL, checkpoint_dtype="bfloat16", layer_quantisable=parts)
+    for quantize in ("stored", "int8", "int4"):
+        assert choose_dtype("auto", packed, [capacity(0, 1)], quantize) == "bfloat16"
+        assert choose_dtype("float32", packed, [capacity(0, 1)], quantize) == "float32"
+        assert choose_dtype("auto", SMALL, [capacity(0, 1)], quantize) == "float32"
+    assert choose_dtype("auto", packed, [capacity(0, 1)], "none") == "float32"
 
 
 def test_a_quantised_plan_pays_for_what_is_held_and_once_for_making_it():

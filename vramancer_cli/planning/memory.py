@@ -27,7 +27,7 @@ def choose_dtype(
     Anything but "auto" is taken as asked. "auto": float32 when some node is a CPU and the whole model takes at most
     2 GiB in float32; else the checkpoint's dtype, or bfloat16 where that is none to compute in (float8, float64).
     float16 becomes bfloat16 as soon as some node is a CPU: CPU kernels for float16 are slow and overflow early. Weights
-    that are taken over as stored, in groups, are not for float32 unless it was asked for: no fast kernel computes in it.
+    that are taken over as stored, in groups, are for float32 only where it is asked for: no fast kernel computes in it.
     """
     if requested != AUTO:
         return requested

@@ -52,16 +52,16 @@ _QUANTISED: Final = re.compile(r"^\| `(\w+)` (?:\|[^|]*){2}\| int8 ")
 def main(names: Sequence[str]) -> int:
     planned, unplanned = (names, ()) if names else (declared_families(), UNPLANNED)
     found = outcomes([*planned, *unplanned])
-    lost = _lost(found)
+    missing = lost(found)
     if not names:
         PAGE.write_text(_page(found[: len(planned)], found[len(planned) :]), "utf-8")
         forget()
     exact = sum(outcome.exact for outcome in found)
-    print(f"{exact} of {len(found)} exact; lost: {', '.join(lost) or 'none'}")
-    return 1 if lost else 0
+    print(f"{exact} of {len(found)} exact; lost: {', '.join(missing) or 'none'}")
+    return 1 if missing else 0
 
 
-def _lost(found: Sequence[Outcome]) -> list[str]:
+def lost(found: Sequence[Outcome]) -> list[str]:
     """What the committed page has and this run has not."""
     exact = {outcome.family for outcome in found if not outcome.exact} & exact_before()
     quantised = {outcome.family for outcome in found if not outcome.quantised_runs} & quantised_before()

@@ -39,6 +39,9 @@ NEW_TOKENS: Final = 6
 CHUNK_TOKENS: Final = 24
 SEEDS: Final = 8
 FORMATS: Final[tuple[WeightFormat, ...]] = ("int8", "int4")
+_CHOOSES_BY_TOKEN: Final = ("doge",)
+"""Families that choose between keys by what depends on the token alone: of two equal ones rounding would choose, in
+transformers too, which then differs from itself."""
 _STIRRED_MORE: Final = {"self_attn.A": 1.0}
 """Names that end so: how much noise they get, where little would leave a mechanism undecided. doge chooses keys by
 exp(A * ...): with A near 0 all are equally good, and the last bit of a product chooses."""
@@ -94,14 +97,15 @@ def _examine(outcome: Outcome, folder: Path) -> None:
     trace = trace_layers(open_checkpoint(folder))
     outcome.layers, outcome.ragged = len(trace.seams.calls), trace.ragged
     outcome.mechanisms = mechanisms(reference.config.get_text_config(), trace, min(PROMPTS))
-    outcome.split_bits, outcome.whole_difference = _split(folder, outcome.layers, reference)
-    outcome.paged_difference, outcome.same_tokens = _paged(folder, outcome.layers, reference, texts)
+    prompts = _prompts(outcome.family)
+    outcome.split_bits, outcome.whole_difference = _split(folder, outcome.layers, reference, prompts[1])
+    outcome.paged_difference, outcome.same_tokens = _paged(folder, outcome.layers, reference, prompts, texts)
     engine = TorchEngine("cpu", limit_bytes=1 << 30, threads=1)
     for quantize in FORMATS:
         plans = (make_plan(engine, folder, 1, quantize=chosen) for chosen in ("none", quantize))
         plain_bytes, held_bytes = (plan.stages[0].weights_bytes for plan in plans)
         if held_bytes < plain_bytes:
-            outcome.quantised[quantize] = _quantised(engine, folder, outcome.layers, quantize)
+            outcome.quantised[quantize] = _quantised(engine, folder, outcome.layers, prompts, quantize)
     if not outcome.exact and (change := _change_by_cache(reference)) > TOLERANCE:
         outcome.reason = f"transformers differs from itself by {change:.1e} when it decodes with its own cache"
 
@@ -140,7 +144,8 @@ def stir(model: PreTrainedModel) -> None:
 
 def _change_by_cache(reference: PreTrainedModel) -> float:
     """How far transformers is from itself when it reads tokens as the engine does: in chunks, then one by one."""
-    return max(_change_of(reference, [*prompt, 5, 6, 7]) for prompt in _prompts())
+    prompts = _prompts(reference.config.model_type)
+    return max(_change_of(reference, [*prompt, 5, 6, 7]) for prompt in prompts)
 
 
 def _change_of(reference: PreTrainedModel, tokens: list[int]) -> float:
@@ -156,9 +161,12 @@ def _change_of(reference: PreTrainedModel, tokens: list[int]) -> float:
     return float((whole - torch.cat(parts)).abs().max())
 
 
-def _prompts() -> list[list[int]]:
-    """No token twice in any: where a layer chooses between keys, equal ones would leave the choice to rounding."""
-    return [[(37 * i + 53 * k) % (VOCABULARY - 2) + 1 for k in range(n)] for i, n in enumerate(PROMPTS)]
+def _prompts(family: str) -> list[list[int]]:
+    square = 0 if family in _CHOOSES_BY_TOKEN else 11
+    step = 53 if family in _CHOOSES_BY_TOKEN else 5  # no token twice: 53 has no factor in common with the vocabulary
+    return [
+        [(37 * i + square * k * k + step * k) % (VOCABULARY - 2) + 1 for k in range(n)] for i, n in enumerate(PROMPTS)
+    ]
 
 
 def _well_separated(family: str, folder: Path) -> tuple[PreTrainedModel, list[list[int]], float]:
@@ -166,7 +174,7 @@ def _well_separated(family: str, folder: Path) -> tuple[PreTrainedModel, list[li
     best = None
     for seed in range(SEEDS):
         model = make_family(folder, family, seed)
-        answers = [greedy(model, prompt, NEW_TOKENS) for prompt in _prompts()]
+        answers = [greedy(model, prompt, NEW_TOKENS) for prompt in _prompts(family)]
         margin = min(margin for _, margin in answers)
         if margin > MARGIN:
             return model, [text for text, _ in answers], margin
@@ -174,9 +182,8 @@ def _well_separated(family: str, folder: Path) -> tuple[PreTrainedModel, list[li
     raise ValueError(f"no seed of {SEEDS} gives a margin over {MARGIN} (best {best})")
 
 
-def _split(folder: Path, layers: int, reference: PreTrainedModel) -> tuple[bool, float]:
+def _split(folder: Path, layers: int, reference: PreTrainedModel, prompt: list[int]) -> tuple[bool, float]:
     """Prefill of one prompt in one piece: whether every cut gives no cut's bits; the difference to transformers."""
-    prompt = _prompts()[1]
     with torch.inference_mode():
         expected = reference(input_ids=torch.tensor([prompt]), use_cache=False).logits[0]
     engine = TorchEngine("cpu", limit_bytes=1 << 30, threads=1)
@@ -194,20 +201,24 @@ def _prefill(engine: TorchEngine, folder: Path, ranges: Sequence[LayerRange], pr
         return driver.ends.logits(driver.send(step, prompt).hidden)
 
 
-def _paged(folder: Path, layers: int, reference: PreTrainedModel, texts: list[list[int]]) -> tuple[float, bool]:
+def _paged(
+    folder: Path, layers: int, reference: PreTrainedModel, prompts: list[list[int]], texts: list[list[int]]
+) -> tuple[float, bool]:
     engine = TorchEngine("cpu", limit_bytes=1 << 30, threads=1)
-    requests = [Request(prompt, NEW_TOKENS, joins_at=i) for i, prompt in enumerate(_prompts())]
+    requests = [Request(prompt, NEW_TOKENS, joins_at=i) for i, prompt in enumerate(prompts)]
     with _driver(engine, folder, even_ranges(layers, layers), max_step_tokens=CHUNK_TOKENS) as driver:
         driver.run(requests)
         difference = max(_difference(reference, request, driver) for request in requests)
     return difference, [request.generated for request in requests] == texts
 
 
-def _quantised(engine: TorchEngine, folder: Path, layers: int, quantize: WeightFormat) -> float:
+def _quantised(
+    engine: TorchEngine, folder: Path, layers: int, prompts: list[list[int]], quantize: WeightFormat
+) -> float:
     """One stage for each layer beside one for all."""
     runs: list[list[Request]] = []
     for stages in (1, layers):
-        requests = [Request(prompt, NEW_TOKENS, joins_at=i) for i, prompt in enumerate(_prompts())]
+        requests = [Request(prompt, NEW_TOKENS, joins_at=i) for i, prompt in enumerate(prompts)]
         ranges = even_ranges(layers, stages)
         with _driver(engine, folder, ranges, max_step_tokens=CHUNK_TOKENS, quantize=quantize) as driver:
             driver.run(requests)

@@ -41,6 +41,7 @@ def outcomes(families: Sequence[str], folder: Path | None = None) -> list[Outcom
     while left := [family for family in families if not _record(folder, family).is_file()]:
         print(f"{len(families) - len(left)} of {len(families)} families done", flush=True)
         _run_child(folder, left)
+    print(f"{len(families)} of {len(families)} families done", flush=True)
     return [msgspec.msgpack.decode(_record(folder, family).read_bytes(), type=Outcome) for family in families]
 
 

@@ -34,8 +34,8 @@ VRAMancer, in float32 on a CPU, against the same checkpoint in transformers, uns
 - **paged**: {len(PROMPTS)} sequences of {min(PROMPTS)} to {max(PROMPTS)} tokens in one batch, every layer a stage of
   its own, prompts in chunks, then decoding: logits within {TOLERANCE} of transformers', and the same greedy tokens,
   with more than 0.001 between the two best logits at each one. *together*: all sequences pass in one row;
-  *one by one*: each passes alone, with the family's own attention and cache. No prompt has a token twice: where a layer
-  chooses between keys (`doge`), equal ones would leave the choice to rounding, and transformers differs from itself.
+  *one by one*: each passes alone, with the family's own attention and cache. `doge` gets prompts without a
+  token twice: it chooses between keys, and which of two equal ones is up to rounding, in transformers too.
 - **quantised**: the same paged run with the layers' weights in int8, and in int4, every layer a stage of its own,
   against the same quantised model in one stage (grade *stable*): the same tokens, and how far a logit differs at most,
   up to {TOLERANCE}. What rounding itself costs is another matter: [quantisation.md](quantisation.md). *stays plain*: no
@@ -52,16 +52,16 @@ _QUANTISED: Final = re.compile(r"^\| `(\w+)` (?:\|[^|]*){2}\| int8 ")
 def main(names: Sequence[str]) -> int:
     planned, unplanned = (names, ()) if names else (declared_families(), UNPLANNED)
     found = outcomes([*planned, *unplanned])
-    lost = _lost(found)
+    missing = lost(found)
     if not names:
         PAGE.write_text(_page(found[: len(planned)], found[len(planned) :]), "utf-8")
         forget()
     exact = sum(outcome.exact for outcome in found)
-    print(f"{exact} of {len(found)} exact; lost: {', '.join(lost) or 'none'}")
-    return 1 if lost else 0
+    print(f"{exact} of {len(found)} exact; lost: {', '.join(missing) or 'none'}")
+    return 1 if missing else 0
 
 
-def _lost(found: Sequence[Outcome]) -> list[str]:
+def lost(found: Sequence[Outcome]) -> list[str]:
     """What the committed page has and this run has not."""
     exact = {outcome.family for outcome in found if not outcome.exact} & exact_before()
     quantised = {outcome.family for outcome in found if not outcome.quantised_runs} & quantised_before()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ def tensor_bytes(*roots: Any) -> int:
             seen[value.data_ptr()] = value.nbytes
         elif isinstance(value, list):
             todo += value
-        else:
-            todo += vars(value).values() if hasattr(value, "__dict__") else []
+        elif dataclasses.is_dataclass(value):
+            todo += [getattr(value, field.name) for field in dataclasses.fields(value)]
+        elif hasattr(value, "__dict__"):
+            todo += vars(value).values()
     return sum(seen.values())

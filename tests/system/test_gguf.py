@@ -1,6 +1,6 @@
 """`vramancer start --model model.gguf`: two real nodes answer as transformers does with the file's weights.
 
-Greedy, float32, with the margin asserted (grade: identical).
+Greedy, float32, with the margin asserted (grade: identical). The layers are held in the file's own blocks.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def test_two_nodes_answer_out_of_a_gguf_file(tmp_path: Path) -> None:
     assert float((top[:, 0] - top[:, 1]).min()) > MARGIN
     expected = tokenizer.decode(made.sequences[0, len(prompt) :], skip_special_tokens=True)
     with local_cluster(tmp_path / "nodes") as cluster:
-        cluster.start_head("--model", str(file))
+        cluster.start_head("--model", str(file), "--dtype", "float32")
         cluster.add_worker()
-        cluster.wait_ready(2)
+        assert cluster.wait_ready(2).quantize == "stored"
         client = OpenAI(base_url=f"{cluster.head.api_url}/v1", api_key="none", max_retries=0, timeout=60)
         answer = client.completions.create(model="tiny.Q8_0", prompt=PROMPT, temperature=0, max_tokens=NEW_TOKENS)
     assert answer.choices[0].text == expected

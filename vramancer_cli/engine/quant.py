@@ -39,6 +39,11 @@ class Int8Weight:
     def format(self) -> Format:
         return Format(8, self.shape[1] // self.scales.shape[1] if self.scales.dim() == 2 else 0)
 
+    @property
+    def has_float16_scales(self) -> bool:
+        """A checkpoint's, of more digits than bfloat16 has."""
+        return self.scales.dim() == 2
+
     def to(self, device: torch.device) -> Int8Weight:
         return Int8Weight(self.codes.to(device), self.scales.to(device))
 
@@ -68,6 +73,11 @@ class Int4Weight:
     @property
     def format(self) -> Format:
         return Format(4, self.shape[1] // self.scales_and_offsets.shape[0])
+
+    @property
+    def has_float16_scales(self) -> bool:
+        """A checkpoint's, of more digits than bfloat16 has."""
+        return self.scales_and_offsets.dtype == torch.float16
 
     def to(self, device: torch.device) -> Int4Weight:
         return Int4Weight(self.codes.to(device), self.scales_and_offsets.to(device), self.zero)

@@ -52,7 +52,12 @@ class Case(NamedTuple):
 
 
 def kernel_for(weight: QuantisedWeight, dtype: torch.dtype) -> Kernel:
-    """The fastest right kernel for activations in `dtype`, over `weight`, which it may repack and drop."""
+    """The fastest right kernel for activations in `dtype`, over `weight`, which it may repack and drop.
+
+    The fast ones for groups compute in bfloat16: in float32, what a checkpoint holds is multiplied as it stands there.
+    """
+    if dtype == torch.float32 and weight.has_float16_scales:
+        return Dequantise(weight)
     case = Case(weight.format, weight.shape, dtype, weight.codes.device, torch.get_num_threads())
     return choose(case)(weight)
 

@@ -20,18 +20,27 @@ SMALL_MODEL_BYTES: Final = 2 << 30
 """Up to this size in float32, a plan with a CPU computes in float32: exact, and CPUs are fastest in it."""
 
 
-def choose_dtype(requested: str, facts: ModelFacts, devices: Sequence[DeviceCapacity]) -> str:
+def choose_dtype(
+    requested: str, facts: ModelFacts, devices: Sequence[DeviceCapacity], quantize: WeightFormat = "none"
+) -> str:
     """The dtype of weights, KV and activations, one for the whole plan.
 
     Anything but "auto" is taken as asked. "auto": float32 when some device is a CPU and the whole model takes at most
     2 GiB in float32; else the checkpoint's dtype, or bfloat16 where that is none to compute in (float8, float64).
     float16 becomes bfloat16 as soon as some device is a CPU: CPU kernels for float16 are slow and overflow early.
+    Weights that are taken over as stored, in groups, are for float32 only where it is asked for: no fast kernel
+    computes in it.
     """
     if requested != AUTO:
         return requested
     has_cpu = any(device.device.kind == "cpu" for device in devices)
     whole = LayerRange(0, facts.layer_count)
-    if has_cpu and facts.weights_bytes(whole, "float32") + facts.ends_bytes("float32") <= SMALL_MODEL_BYTES:
+    takes_over = quantize != "none" and facts.is_stored_packed
+    if (
+        has_cpu
+        and not takes_over
+        and facts.weights_bytes(whole, "float32") + facts.ends_bytes("float32") <= SMALL_MODEL_BYTES
+    ):
         return "float32"
     declared = facts.checkpoint_dtype if facts.checkpoint_dtype in COMPUTE_DTYPES else "bfloat16"
     return "bfloat16" if has_cpu and declared == "float16" else declared

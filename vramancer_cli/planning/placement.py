@@ -32,7 +32,7 @@ def place(
     names, would make the model fit.
     """
     order = _pipeline_order(devices, head)
-    dtype = choose_dtype(settings.dtype, facts, order)
+    dtype = choose_dtype(settings.dtype, facts, order, settings.quantize)
     offer = _Offer(price(facts, settings, dtype), order)
     ranges = offer.cut()
     if ranges is None:

@@ -9,7 +9,7 @@ import pytest
 from tests.helpers.planning_values import capacity, model_facts, settings
 from transport.types import DeviceKind, LayerRange
 from vramancer_cli.models.facts import WindowElements
-from vramancer_cli.models.quantisation import Quantisable, quantising_bytes
+from vramancer_cli.models.quantisation import INT8_GROUPED, Quantisable, quantising_bytes
 from vramancer_cli.planning.memory import SMALL_MODEL_BYTES, Pieces, choose_dtype, context_tokens, price
 
 SMALL = model_facts(checkpoint_dtype="float16")
@@ -110,6 +110,16 @@ def test_a_small_model_on_gpus_alone_keeps_its_dtype_and_the_border_is_2_gib() -
 
 def test_what_is_asked_for_is_taken() -> None:
     assert choose_dtype("float16", SMALL, [capacity(0, 1)]) == "float16"
+
+
+def test_weights_held_as_stored_are_computed_with_in_float32_only_where_a_person_says_so() -> None:
+    parts = ((Quantisable(outputs=4, inputs=64, stored=INT8_GROUPED),),) * SMALL.layer_count
+    packed = replace(SMALL, checkpoint_dtype="bfloat16", layer_quantisable=parts)
+    for quantize in ("stored", "int8", "int4"):
+        assert choose_dtype("auto", packed, [capacity(0, 1)], quantize) == "bfloat16"
+        assert choose_dtype("float32", packed, [capacity(0, 1)], quantize) == "float32"
+        assert choose_dtype("auto", SMALL, [capacity(0, 1)], quantize) == "float32"
+    assert choose_dtype("auto", packed, [capacity(0, 1)], "none") == "float32"
 
 
 def test_a_quantised_plan_pays_for_what_is_held_and_once_for_making_it():

@@ -21,7 +21,15 @@ from vramancer_cli.engine.stored_tensor import StoredTensor
 from vramancer_cli.errors import ModelError
 from vramancer_cli.models import folder as model_folder
 from vramancer_cli.models.folder import one_line
-from vramancer_cli.models.weight_files import INDEX_NAME, SINGLE_NAME, WeightFile, indexed_names, is_gguf, no_weights
+from vramancer_cli.models.weight_files import (
+    GGUF_NAME,
+    INDEX_NAME,
+    SINGLE_NAME,
+    WeightFile,
+    indexed_names,
+    is_gguf,
+    no_weights,
+)
 
 if TYPE_CHECKING:
     from vramancer_cli.engine.gguf_file import GgufHead
@@ -31,9 +39,6 @@ MAX_TENSORS: Final = 500_000
 """In all files together; the largest models have some hundred thousand."""
 _MAX_DIMENSIONS: Final = 16
 _MAX_ELEMENTS: Final = 2**60
-GGUF_NAME: Final = "gguf.json"
-"""In a folder made of a GGUF file: where that lies, and the SHA-256 of its head. So a stranger's folder cannot make us
-read a file that he does not know."""
 GGUF_NAMES: Final = "gguf_names"
 """In config.json: name in the GGUF file -> name in transformers."""
 

@@ -1,4 +1,5 @@
-"""`vramancer cache`: what this program keeps to be had again, and its removal: runtimes, and weights from a master."""
+"""`vramancer cache`: what this program keeps to be had again, and its removal: runtimes, weights from a master, and
+folders made of GGUF files."""
 
 from __future__ import annotations
 
@@ -17,23 +18,25 @@ from commands.terminal import out, plain, show, write_json
 from vramancer_cli.launcher import cache as runtimes
 from vramancer_cli.launcher.bundle import bundle
 from vramancer_cli.launcher.cache import Unpacked
-from vramancer_cli.runtime import kept_weights
+from vramancer_cli.runtime import kept_gguf, kept_weights
+from vramancer_cli.runtime.kept_gguf import KeptFolder
 from vramancer_cli.runtime.kept_weights import Kept
 
 EXAMPLES = """[bold]Examples[/]
 
   vramancer cache
   vramancer cache --json
-  vramancer cache clean          removes the runtimes of older versions
+  vramancer cache clean          removes runtimes of older versions, and folders of GGUF files that are gone
   vramancer cache clean --all    this version's too: the next start unpacks it again
   vramancer cache clean --weights    weights that came from a master: they are fetched again when needed
+  vramancer cache clean --gguf       folders made of GGUF files: they are made again when needed
 
-The one-file program unpacks its runtime once; a worker keeps the weights of its layers. VRM_CACHE_DIR names another
-folder. Models from the hub lie in the hub's own cache: 'hf cache'."""
+The one-file program unpacks its runtime once; a worker keeps the weights of its layers, a master config and tokenizer
+of a GGUF file. VRM_CACHE_DIR names another folder. Models from the hub lie in the hub's own cache: 'hf cache'."""
 
 app = typer.Typer(
     name="cache",
-    help="Show the unpacked runtimes, and the weights that came from a master.",
+    help="Show the unpacked runtimes, the weights that came from a master, and what was made of GGUF files.",
     epilog=EXAMPLES,
     rich_markup_mode="rich",
     invoke_without_command=True,
@@ -48,7 +51,8 @@ def cache(
     as_json: options.Json = False,
     flags: options.RuntimeFlags,
 ) -> None:
-    """Show the unpacked runtimes of the one-file program and the weights that came from a master, and remove them.
+    """Show the unpacked runtimes of the one-file program, the weights that came from a master and what was made of
+    GGUF files, and remove them.
 
     Models that were downloaded lie elsewhere, in the hub's own cache.
     """
@@ -56,16 +60,19 @@ def cache(
         return
     folder = cache_folder(flags)
     found, kept = runtimes.runtimes(folder, _current()), kept_weights.kept(kept_weights.shelf_in(folder))
+    made = kept_gguf.kept(kept_gguf.shelf_in(folder))
     if as_json:
-        parts = {"runtimes": [asdict(runtime) for runtime in found], "weights": [asdict(model) for model in kept]}
-        write_json({"folder": str(folder), **parts})
+        parts = {"runtimes": found, "weights": kept, "gguf": made}
+        write_json({"folder": str(folder), **{name: [asdict(item) for item in part] for name, part in parts.items()}})
         return
-    counts = f"{plural(len(found), 'runtime')}, weights of {plural(len(kept), 'model')}"
+    counts = f"{plural(len(found), 'runtime')}, weights of {plural(len(kept), 'model')}, {_folders(len(made))}"
     out().print(f"{folder}: {counts}", markup=False, soft_wrap=True)
     if found:
         show(_table(found))
     if kept:
         show(_weights_table(kept))
+    if made:
+        show(_gguf_table(made))
 
 
 @app.command(epilog=EXAMPLES)
@@ -74,22 +81,46 @@ def clean(
     *,
     everything: Annotated[bool, options.option("--all", "This version's runtime too.")] = False,
     weights: Annotated[bool, options.option("--weights", "Weights that came from a master, no runtimes.")] = False,
+    gguf: Annotated[bool, options.option("--gguf", "All folders made of GGUF files, no runtimes.")] = False,
     as_json: options.Json = False,
     flags: options.RuntimeFlags,
 ) -> None:
-    """Remove the runtimes of older versions, or weights. What is in use is kept."""
+    """Remove the runtimes of older versions and what was made of GGUF files that are gone; or weights, or all that was
+    made of GGUF files. What is in use is kept.
+    """
     folder = cache_folder(flags)
+    shelf = kept_gguf.shelf_in(folder)
     if weights:
         _clean_weights(kept_weights.shelf_in(folder), as_json=as_json)
-        return
+    elif gguf:
+        _clean_gguf(shelf, as_json=as_json)
+    else:
+        orphans = [made for made in kept_gguf.kept(shelf) if made.is_orphan and kept_gguf.remove(shelf, made.id)]
+        _clean_runtimes(folder, orphans, everything=everything, as_json=as_json)
+
+
+def _clean_runtimes(folder: Path, orphans: list[KeptFolder], *, everything: bool, as_json: bool) -> None:
     doomed = [runtime for runtime in runtimes.runtimes(folder, _current()) if everything or not runtime.current]
     removed = [runtime for runtime in doomed if runtimes.remove(folder, runtime.name)]
     busy = [runtime for runtime in doomed if runtime not in removed]
     if as_json:
-        write_json(_outcome(folder, [runtime.name for runtime in removed], [runtime.name for runtime in busy]))
+        gone = [*(runtime.name for runtime in removed), *(f"{kept_gguf.SHELF_NAME}/{made.id}" for made in orphans)]
+        write_json(_outcome(folder, gone, [runtime.name for runtime in busy]))
         return
-    freed_bytes = sum(runtime.size_bytes for runtime in removed)
-    _tell(plural(len(removed), "runtime"), freed_bytes, [f"{r.name} is in use, and was kept." for r in busy])
+    freed_bytes = sum(item.size_bytes for item in (*removed, *orphans))
+    what = plural(len(removed), "runtime") + (f" and {_folders(len(orphans))}" if orphans else "")
+    _tell(what, freed_bytes, [f"{r.name} is in use, and was kept." for r in busy])
+
+
+def _clean_gguf(shelf: Path, *, as_json: bool) -> None:
+    doomed = kept_gguf.kept(shelf)
+    removed = [made for made in doomed if kept_gguf.remove(shelf, made.id)]
+    busy = [made for made in doomed if made not in removed]
+    if as_json:
+        write_json(_outcome(shelf, [made.id for made in removed], [made.id for made in busy]))
+        return
+    kept = [f"That of {_file_name(made)} is in use, and was kept." for made in busy]
+    _tell(_folders(len(removed)), sum(made.size_bytes for made in removed), kept)
 
 
 def _clean_weights(shelf: Path, *, as_json: bool) -> None:
@@ -134,6 +165,22 @@ def _weights_table(kept: list[Kept]) -> Table:
         state = "in use" if model.in_use else "idle"
         table.add_row(Text(_model_name(model)), size(model.size_bytes), model.digest[:8], state)
     return table
+
+
+def _gguf_table(made: list[KeptFolder]) -> Table:
+    table = _headed("made of", "size", "folder", "state")
+    for folder in made:
+        state = "in use" if folder.in_use else "its file is gone" if folder.is_orphan else "idle"
+        table.add_row(Text(_file_name(folder)), size(folder.size_bytes), folder.id[:8], state)
+    return table
+
+
+def _folders(count: int) -> str:
+    return f"{plural(count, 'folder')} made of GGUF files"
+
+
+def _file_name(folder: KeptFolder) -> str:
+    return plain(Path(folder.file).name) or f"an unknown file ({folder.id[:8]})"
 
 
 def _headed(*headings: str) -> Table:

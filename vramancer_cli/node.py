@@ -34,7 +34,7 @@ from vramancer_cli.models.facts import ModelFacts
 from vramancer_cli.models.quantisation import weight_format
 from vramancer_cli.models.weight_files import WeightFile
 from vramancer_cli.planning.facts import PlanSettings
-from vramancer_cli.runtime import enrolment, kept_weights, run_file, store
+from vramancer_cli.runtime import enrolment, kept_gguf, kept_weights, run_file, store
 from vramancer_cli.runtime.admin import HeadAdmin, WorkerAdmin
 from vramancer_cli.runtime.bulk_pace import BulkPace
 from vramancer_cli.runtime.checkpoints import FetchedCheckpoints, OwnCheckpoints
@@ -155,7 +155,7 @@ async def _head(settings: NodeSettings, on_ready: OnReady, on_download: Progress
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(events.close)
         devices = await _devices(stack, settings)
-        chosen = await _choose_model(settings, devices[0], on_download)
+        chosen = await _choose_model(stack, settings, devices[0], on_download)
         inbox = _Inbox()
         entrance = _Entrance(desk, authority, registrar)
         source = _weight_source(stack, settings, chosen, inbox)
@@ -239,9 +239,11 @@ def _weight_source(
     return source
 
 
-async def _choose_model(settings: NodeSettings, first: LocalDevice, on_download: Progress) -> _Chosen:
+async def _choose_model(
+    stack: contextlib.AsyncExitStack, settings: NodeSettings, first: LocalDevice, on_download: Progress
+) -> _Chosen:
     engine, device = first.engine, first.executor
-    model = await _as_folder(settings, first)
+    model = await _as_folder(stack, settings, first)
     source, location, folder = await store.locate_choice(model, _shelf(settings), on_download)
     name = folder.name if source == "folder" else location
     ref = ModelRef(name, source, location, await device.run(lambda: engine.digest(folder)))
@@ -254,13 +256,17 @@ async def _choose_model(settings: NodeSettings, first: LocalDevice, on_download:
     return _Chosen(folder, facts, files, min(asked_tokens, facts.context_tokens))
 
 
-async def _as_folder(settings: NodeSettings, first: LocalDevice) -> str | None:
-    """`--model`; of a GGUF file, the folder that is made of it."""
+async def _as_folder(stack: contextlib.AsyncExitStack, settings: NodeSettings, first: LocalDevice) -> str | None:
+    """`--model`; of a GGUF file, the folder that is made of it, which nobody removes while this node runs."""
     if settings.model is None or not catalog.names_gguf(settings.model):
         return settings.model
-    file, shelf = Path(settings.model), (settings.cache_folder or settings.state_folder) / "gguf"
-    folder: Path = await first.executor.run(lambda: first.engine.unfold(file, shelf))
-    return str(folder)
+    file, shelf = Path(settings.model), kept_gguf.shelf_in(settings.cache_folder or settings.state_folder)
+
+    def unfold() -> Path:
+        return first.engine.unfold(file, shelf)
+
+    stack.enter_context(kept_gguf.used(await first.executor.run(unfold)))
+    return str(await first.executor.run(unfold))  # again: it may have been removed before it was marked as used
 
 
 def _announced(credentials: Credentials, node_port: int, api_port: int) -> Peer:

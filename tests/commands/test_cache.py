@@ -7,6 +7,7 @@ import pytest
 
 from tests.helpers.verbs import InProcess
 from vramancer_cli.launcher import cache
+from vramancer_cli.runtime import kept_gguf
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
 def test_an_empty_cache_is_said_and_not_made(run: InProcess, tmp_path: Path) -> None:
     ran = run("cache")
     assert ran.code == 0
-    assert ran.out.strip() == f"{tmp_path / 'cache'}: 0 runtimes, weights of 0 models"
+    assert ran.out.strip() == f"{tmp_path / 'cache'}: 0 runtimes, weights of 0 models, 0 folders made of GGUF files"
     assert not (tmp_path / "cache").exists()
 
 
@@ -71,3 +72,36 @@ def test_weights_from_a_master_are_listed_and_removed(run: InProcess, tmp_path: 
     assert run("cache", "clean").code == 0 and folder.exists()
     assert run("cache", "clean", "--weights").out.startswith("Weights of 1 model removed, ")
     assert not folder.exists()
+
+
+def gguf_folder(cache: Path, number: int, file: Path) -> Path:
+    """As the engine makes one of a GGUF file."""
+    folder = cache / "gguf" / f"{number:032x}" / file.stem
+    folder.mkdir(parents=True)
+    (folder / "gguf.json").write_text(json.dumps({"path": str(file), "head_sha256": "0" * 64}))
+    (folder / "tokenizer.json").write_bytes(bytes(1 << 20))
+    return folder
+
+
+def test_what_was_made_of_gguf_files_is_listed_and_removed(run: InProcess, tmp_path: Path) -> None:
+    (tmp_path / "here.gguf").write_bytes(b"GGUF")
+    here = gguf_folder(tmp_path / "cache", 1, tmp_path / "here.gguf")
+    lost = gguf_folder(tmp_path / "cache", 2, tmp_path / "lost.gguf")
+    lines = run("cache").out.splitlines()
+    assert lines[0].endswith("2 folders made of GGUF files")
+    assert any("here.gguf" in line and "1.0 MiB" in line and "idle" in line for line in lines)
+    assert any("lost.gguf" in line and "its file is gone" in line for line in lines)
+    told = json.loads(run("cache", "--json").out)["gguf"]
+    assert [(made["file"], made["is_orphan"]) for made in told] == [
+        (str(tmp_path / "here.gguf"), False), (str(tmp_path / "lost.gguf"), True)
+    ]  # fmt: skip
+    assert run("cache", "clean").out.startswith("0 runtimes and 1 folder made of GGUF files removed, 1.0 MiB freed.")
+    assert here.exists() and not lost.exists()
+    with kept_gguf.used(here):
+        assert any("in use" in line for line in run("cache").out.splitlines())
+        assert run("cache", "clean", "--gguf").out.splitlines() == [
+            "0 folders made of GGUF files removed, 0 B freed.",
+            "That of here.gguf is in use, and was kept.",
+        ]
+    assert json.loads(run("cache", "clean", "--gguf", "--json").out)["removed"] == [here.parent.name]
+    assert list((tmp_path / "cache" / "gguf").iterdir()) == []

@@ -15,8 +15,10 @@ from openai import BadRequestError, OpenAI
 
 from build_scripts.local_cluster import LocalCluster, NodeProcess, local_cluster
 from tests.helpers import hostile_checkpoints as hostile
+from tests.helpers.chat_templates import REACHES_OUT
 from tests.helpers.checkpoints import make_checkpoint
 from tests.helpers.hostile_checkpoints import Spoil
+from tests.helpers.hub_server import Repository, hub_server
 
 FREE_PORTS = ("--port", "0", "--node-port", "0")
 CONDITIONAL = (
@@ -92,16 +94,16 @@ def laden(good: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tupl
         assert "Traceback" not in cluster.head.output
 
 
-def chat(cluster: LocalCluster, text: str, timeout_s: float = 60.0) -> str:
-    with OpenAI(base_url=f"{cluster.head.api_url}/v1", api_key="none", max_retries=0, timeout=timeout_s) as client:
+def chat(cluster: LocalCluster, text: str, model: str = "model") -> str:
+    with OpenAI(base_url=f"{cluster.head.api_url}/v1", api_key="none", max_retries=0, timeout=60) as client:
         message = {"role": "user", "content": text}
-        answer = client.chat.completions.create(model="model", messages=[message], max_tokens=2)  # pyright: ignore[reportArgumentType]
+        answer = client.chat.completions.create(model=model, messages=[message], max_tokens=2)  # pyright: ignore[reportArgumentType]
     return str(answer.choices[0].finish_reason)
 
 
-def complete(cluster: LocalCluster) -> str:
+def complete(cluster: LocalCluster, model: str = "model") -> str:
     with OpenAI(base_url=f"{cluster.head.api_url}/v1", api_key="none", max_retries=0, timeout=30) as client:
-        return str(client.completions.create(model="model", prompt="several", max_tokens=2).choices[0].finish_reason)
+        return str(client.completions.create(model=model, prompt="several", max_tokens=2).choices[0].finish_reason)
 
 
 def test_pickles_and_code_beside_the_weights_are_ignored(laden: tuple[LocalCluster, Path]) -> None:
@@ -146,6 +148,29 @@ def test_a_model_whose_template_is_refused_still_completes(good: Path, tmp_path:
         assert complete(cluster) == "length"
         assert "chats are refused" in cluster.head.output
     assert not (tmp_path / hostile.MARKER).exists()
+
+
+def test_a_hostile_template_that_comes_from_the_hub_is_refused(
+    good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole way of a stranger's model: a hub, a download into the hub's cache, a node, a chat."""
+    marker = tmp_path / hostile.MARKER
+    files = {path.name: path.read_bytes() for path in good.iterdir()}
+    files["chat_template.jinja"] = REACHES_OUT["globals"].replace("MARK", f"'touch {marker}'").encode()
+    with hub_server() as hub, local_cluster(tmp_path / "nodes") as cluster:
+        hub.repositories["org/model"] = Repository(files)
+        for name, value in {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}.items():
+            monkeypatch.setenv(name, value)
+        cluster.start_head("--model", "org/model")
+        cluster.wait_ready(1)
+        assert "GET /org/model/resolve" in " ".join(hub.asked)
+        assert any("chat_template.jinja" in asked for asked in hub.asked)
+        with pytest.raises(BadRequestError, match="chat template is refused") as refused:
+            chat(cluster, "several", model="org/model")
+        assert refused.value.code == "chat_template_refused"
+        assert complete(cluster, model="org/model") == "length"
+        assert "Traceback" not in cluster.head.output
+    assert not marker.exists()
 
 
 def test_the_head_is_watched(laden: tuple[LocalCluster, Path]) -> None:

@@ -22,6 +22,7 @@ from vramancer_cli.errors import ModelError
 from vramancer_cli.models import folder as model_folder
 from vramancer_cli.models.folder import one_line
 from vramancer_cli.models.weight_files import (
+    GGUF_NAME,
     INDEX_NAME,
     MAX_FILES,
     SINGLE_NAME,
@@ -39,9 +40,6 @@ MAX_TENSORS: Final = 500_000
 """In all files together; the largest models have some hundred thousand."""
 _MAX_DIMENSIONS: Final = 16
 _MAX_ELEMENTS: Final = 2**60
-GGUF_NAME: Final = "gguf.json"
-"""In a folder made of GGUF files: where each lies, and the SHA-256 of its head. So a stranger's folder cannot make us
-read a file that he does not know."""
 GGUF_NAMES: Final = "gguf_names"
 """In config.json: name in the GGUF file -> name in transformers."""
 

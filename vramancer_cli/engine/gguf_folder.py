@@ -25,13 +25,13 @@ from transformers.modeling_gguf_pytorch_utils import TensorProcessor, get_gguf_h
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from vramancer_cli.engine import architecture
-from vramancer_cli.engine.checkpoint import GGUF_NAME, GGUF_NAMES, Checkpoint
+from vramancer_cli.engine.checkpoint import GGUF_NAMES, Checkpoint
 from vramancer_cli.engine.gguf_file import GgufArray, GgufHead
 from vramancer_cli.engine.gguf_parts import model_name, read_parts
 from vramancer_cli.engine.gguf_tensor import GGUF_ARCHITECTURE, tensors_in
 from vramancer_cli.errors import ModelError
 from vramancer_cli.models.folder import TOKENIZER_NAME, one_line
-from vramancer_cli.models.weight_files import USE_SAFETENSORS
+from vramancer_cli.models.weight_files import GGUF_NAME, USE_SAFETENSORS
 
 ARCHITECTURES: Final = {
     "llama": "llama",  # Mistral's files too

@@ -15,7 +15,6 @@ from transport.types import NodeId
 from vramancer_cli.models.facts import ModelFacts
 from vramancer_cli.planning.memory import stage_workspace_bytes
 
-
 WORTH_MOVING: Final = 1.5
 """While requests run, another plan must hold so many times the tokens: every move costs each of them a pause, and a
 cluster where machines come and go would do nothing else."""

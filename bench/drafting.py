@@ -220,8 +220,8 @@ class Case:
         ours, others = ([turn[side] for turn in turns] for side in (0, 1))
         trips, rates = ([list(map(what, runs)) for runs in (ours, others)] for what in (_per_trip, _rate))
         return [
-            _row(name, "tokens/trip", *trips, median(trips[0]) / median(trips[1]), self.trips_goal),
-            _row(name, "tokens/s", *rates, _best_s(others) / _best_s(ours), self.speed_goal),
+            _row(name, "tokens/trip", trips[0], trips[1], median(trips[0]) / median(trips[1]), self.trips_goal),
+            _row(name, "tokens/s", rates[0], rates[1], _best_s(others) / _best_s(ours), self.speed_goal),
         ]
 
     def _turn(self, drafting: Head, plain: Head, *, flip: bool) -> tuple[list[Run], list[Run]]:

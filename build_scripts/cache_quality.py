@@ -20,7 +20,7 @@ from build_scripts.train_guide import OUT, Encoded
 from transport.messages import ModelRef, Plan, Step, StepRow
 from transport.types import CacheFormat
 from vramancer_cli.engine.torch_engine import TorchEngine
-from vramancer_cli.planning.facts import NodeCapacity, PlanSettings
+from vramancer_cli.planning.facts import DeviceCapacity, PlanSettings
 from vramancer_cli.planning.placement import place
 
 FORMATS: Final[tuple[CacheFormat, ...]] = ("plain", "int8")
@@ -34,7 +34,7 @@ def make_plan(engine: TorchEngine, kv_cache: CacheFormat, tokens: int) -> Plan:
     settings = PlanSettings(
         "bfloat16", tokens, block_tokens=tokens, max_step_tokens=tokens, max_sequences=1, kv_cache=kv_cache
     )
-    return place(facts, (NodeCapacity("head", "head", engine.device_facts(), _LIMIT_BYTES),), "head", settings, 1)
+    return place(facts, (DeviceCapacity("head", "head", engine.device_facts(), _LIMIT_BYTES),), "head", settings, 1)
 
 
 def perplexity(kv_cache: CacheFormat, rows: list[Encoded]) -> tuple[float, float, int]:

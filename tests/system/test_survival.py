@@ -8,6 +8,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from openai import OpenAI
@@ -108,6 +109,7 @@ def test_answers_go_on_when_a_worker_is_killed_and_their_texts_are_the_same(
     whole.workers[1] = again(victim)
 
 
+@pytest.mark.faults
 def test_answers_go_on_when_a_worker_is_stopped_by_ctrl_c_which_hands_its_layers_over_first(
     whole: LocalCluster, undisturbed: dict[Question, str]
 ) -> None:
@@ -139,6 +141,39 @@ def test_a_drained_worker_holds_nothing_and_answers_go_on(
     whole.workers[1] = again(victim)
 
 
+@pytest.mark.faults
+def test_a_worker_that_is_killed_while_prompts_are_read(whole: LocalCluster) -> None:
+    """Several steps of prefill: nothing has been told yet when it dies. Asked undisturbed afterwards: what was read
+    before would be found in the cache."""
+    questions = [replace(question, prompt="word thing " * 480 + question.prompt) for question in QUESTIONS]
+    victim = whole.workers[1]
+    before = layer_tokens(whole, "worker-2")
+    asked = [Asked(whole.head.api_url, question) for question in questions]
+    while layer_tokens(whole, "worker-2") == before:
+        time.sleep(0.005)
+    assert not any(one.pieces for one in asked), "it was too late for the prompts"
+    victim.kill()
+    for one in asked:
+        one.join()
+    told_whole(asked, {question: ask(whole.head.api_url, question) for question in questions})
+    whole.workers[1] = again(victim)
+
+
+@pytest.mark.faults
+def test_a_silent_worker_is_given_up_in_time_and_comes_back_when_it_wakes(
+    whole: LocalCluster, undisturbed: dict[Question, str]
+) -> None:
+    victim = whole.workers[1]
+    asked = under_way(whole, victim)
+    victim.process.send_signal(signal.SIGSTOP)
+    try:
+        told_whole(asked, undisturbed)
+        assert holding(whole) == {"head", "worker-1"}
+    finally:
+        victim.process.send_signal(signal.SIGCONT)
+
+
+@pytest.mark.faults
 def test_a_second_ctrl_c_leaves_at_once(whole: LocalCluster, undisturbed: dict[Question, str]) -> None:
     victim = whole.workers[1]
     asked = under_way(whole, victim)
@@ -154,6 +189,7 @@ def test_a_second_ctrl_c_leaves_at_once(whole: LocalCluster, undisturbed: dict[Q
     whole.workers[1] = again(victim)
 
 
+@pytest.mark.faults
 def test_workers_of_a_killed_head_keep_their_layers_and_find_it_again(whole: LocalCluster) -> None:
     node_port = whole.head.node_port
     loads = [worker.output.count("stage ready") for worker in whole.workers]
@@ -170,3 +206,19 @@ def test_workers_of_a_killed_head_keep_their_layers_and_find_it_again(whole: Loc
         assert "head lost, retrying" in worker.output
         assert worker.output.count("stage ready") == before + 1
     assert ask(whole.head.api_url, GREEDY)
+
+
+@pytest.mark.faults
+def test_two_workers_that_are_killed_at_once(whole: LocalCluster, undisturbed: dict[Question, str]) -> None:
+    whole.add_worker()
+    whole.wait_ready(4)
+    victims = whole.workers[1:]
+    asked = under_way(whole, victims[0])
+    for victim in victims:
+        victim.process.kill()
+    told_whole(asked, undisturbed)
+    assert holding(whole) == {"head", "worker-1"}
+    for victim in victims:
+        victim.process.wait()
+    whole.workers[1:] = [again(victim) for victim in victims]
+    whole.wait_ready(4)

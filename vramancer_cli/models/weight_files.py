@@ -18,7 +18,7 @@ SINGLE_NAME: Final = "model.safetensors"
 MAX_FILES: Final = 10_000
 GGUF_MAGIC: Final = b"GGUF"
 GGUF_NAME: Final = "gguf.json"
-"""In a folder made of a GGUF file: where that lies, and the SHA-256 of its head. So a stranger's folder cannot make us
+"""In a folder made of GGUF files: where each lies, and the SHA-256 of its head. So a stranger's folder cannot make us
 read a file that he does not know."""
 USE_SAFETENSORS: Final = "Use a version of the model with .safetensors files."
 _PICKLE_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")

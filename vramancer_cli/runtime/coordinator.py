@@ -32,7 +32,7 @@ from vramancer_cli.runtime.registrar import Registrar
 from vramancer_cli.runtime.tasks import task_group
 from vramancer_cli.telemetry import log
 
-LOOKS_PER_BEAT = 4
+LOOKS_PER_BEAT = 10
 DRAIN_S = 600.0
 """What handing a node's layers over may take: another one may have to fetch and load them."""
 

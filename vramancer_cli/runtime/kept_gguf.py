@@ -22,12 +22,12 @@ SHELF_NAME: Final = "gguf"
 _LOCK_SUFFIX: Final = ".lock"
 _ASIDE_PREFIX: Final = "removing-"
 _ID: Final = re.compile(r"[0-9a-f]{32}")
-_POINTER_MAX_BYTES: Final = 8192
+_POINTER_MAX_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class KeptFolder:
-    """One folder. `file`: the GGUF file that it was made of, "" if unknown; `is_orphan`: that file is gone."""
+    """One folder. `file`: the (first) GGUF file that it was made of, "" if unknown; `is_orphan`: one of them is gone."""
 
     id: str
     file: str
@@ -76,17 +76,18 @@ def _locked(place: Path, *, shared: bool) -> Generator[bool]:
 
 
 def _looked_at(place: Path) -> KeptFolder:
-    file = _file(place)
+    files = _files(place)
     size_bytes = sum(path.lstat().st_size for path in place.rglob("*") if not path.is_dir())
     with _locked(place, shared=False) as free:
-        return KeptFolder(place.name, file, size_bytes, is_orphan=not Path(file).is_file(), in_use=not free)
+        is_orphan = not files or not all(Path(file).is_file() for file in files)
+        return KeptFolder(place.name, files[0] if files else "", size_bytes, is_orphan, in_use=not free)
 
 
-def _file(place: Path) -> str:
+def _files(place: Path) -> list[str]:
     for pointer in place.glob(f"*/{GGUF_NAME}"):
         try:
             with pointer.open("rb") as file:
-                return str(json.loads(file.read(_POINTER_MAX_BYTES))["path"])
+                return [str(named["path"]) for named in json.loads(file.read(_POINTER_MAX_BYTES))["files"]]
         except (OSError, ValueError, KeyError, TypeError):
             continue
-    return ""
+    return []

@@ -27,7 +27,7 @@ _POINTER_MAX_BYTES: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class KeptFolder:
-    """One folder. `file`: the (first) GGUF file that it was made of, "" if unknown; `is_orphan`: one of them is gone."""
+    """One folder. `file`: the first GGUF file that it was made of, "" if unknown; `is_orphan`: one of them is gone."""
 
     id: str
     file: str

@@ -23,7 +23,7 @@ def test_an_empty_shelf_is_not_made(tmp_path: Path) -> None:
 def test_it_says_of_which_file_each_is_and_whether_that_is_there(tmp_path: Path) -> None:
     (tmp_path / "a.gguf").write_bytes(b"GGUF")
     for number, file in enumerate(("a.gguf", "b.gguf")):
-        made(tmp_path / "gguf", number, json.dumps({"path": str(tmp_path / file)}).encode())
+        made(tmp_path / "gguf", number, json.dumps({"files": [{"path": str(tmp_path / file)}]}).encode())
     (tmp_path / "gguf" / "something else").mkdir()
     first, second = kept_gguf.kept(tmp_path / "gguf")
     assert (Path(first.file).name, first.is_orphan, first.in_use) == ("a.gguf", False, False)
@@ -31,7 +31,18 @@ def test_it_says_of_which_file_each_is_and_whether_that_is_there(tmp_path: Path)
     assert first.size_bytes == (tmp_path / "gguf" / first.id / "model" / "gguf.json").stat().st_size
 
 
-@pytest.mark.parametrize("pointer", [b"", b"[]", b'{"path": ', b"\xff", b'{"path": "' + b"x" * 10_000 + b'"}'])
+@pytest.mark.parametrize(
+    "pointer",
+    [
+        b"",
+        b"[]",
+        b'{"files": ',
+        b"\xff",
+        b'{"files": [3]}',
+        b'{"files": []}',
+        b'{"files": ["' + b"x" * (1 << 20) + b'"]}',
+    ],
+)
 def test_a_damaged_pointer_is_an_orphan_of_no_file(tmp_path: Path, pointer: bytes) -> None:
     made(tmp_path, 1, pointer)
     [found] = kept_gguf.kept(tmp_path)

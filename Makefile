@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 SOURCES := transport vramancer_cli commands build_scripts bench fuzz tests
 
 .PHONY: setup demo families test properties faults check format model report fuzz quality binary smoke wheel test-wheel clean
-.PHONY: bench-binary bench-bulk bench-context bench-drafting bench-load bench-quant bench-threads
+.PHONY: bench-binary bench-bulk bench-context bench-drafting bench-load bench-quant bench-recovery bench-threads
 
 setup: $(READY)
 
@@ -106,6 +106,10 @@ bench-drafting: $(READY)
 # CPU threads that sleep while they wait, against threads that spin.
 bench-threads: $(READY)
 	@$(BIN)/python -m bench.threads
+
+# How long an answer pauses when a node dies, falls silent or is drained; into bench/results/. Minutes.
+bench-recovery: $(READY)
+	@$(BIN)/python -m bench.recovery
 
 # The wheel and the source archive, in dist/.
 wheel: $(READY)

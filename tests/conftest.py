@@ -10,6 +10,7 @@ import signal
 from collections.abc import Generator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import vramancer_cli.engine  # noqa: F401  # before any test loads torch: it says how threads wait
 from tests.helpers import unpickling
@@ -22,6 +23,10 @@ unpickling.watch()
 # A shell starts what it puts into the background with SIGINT ignored, and children inherit that: then no Ctrl-C test
 # can pass. A handler, unlike "ignore", is not inherited.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How long an example takes says something of the machine, which others may use too.
+settings.register_profile("shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared machine")
 
 ALLOWED_SKIPS = ("needs a CUDA device", "needs Windows", "needs macOS", "needs Linux", "needs a systemd user manager")
 

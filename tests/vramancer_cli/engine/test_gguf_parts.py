@@ -16,7 +16,7 @@ from tests.helpers.weight_scene import WeightScene
 from transport.types import LayerRange, WeightFormat
 from vramancer_cli.engine.checkpoint import open_checkpoint
 from vramancer_cli.engine.gguf_folder import unfold
-from vramancer_cli.engine.ranges import stage_ranges
+from vramancer_cli.engine.ranges import layer_ranges
 from vramancer_cli.engine.shard import Shard
 from vramancer_cli.engine.torch_engine import TorchEngine
 from vramancer_cli.errors import ModelError
@@ -48,7 +48,7 @@ def test_a_worker_gets_its_layers_out_of_several_files(tmp_path: Path, engine: T
     plan = make_plan(engine, scene.model, 2, quantize=quantize)
     copy, link = scene.copy(), scene.link()
     fetch_heads(link, copy, scene.ref)
-    fetch_ranges(link, copy, stage_ranges(copy.folder, plan, 1), lambda _there, _moved: None)
+    fetch_ranges(link, copy, layer_ranges(copy.folder, plan, plan.stages[1].layers), lambda _there, _moved: None)
     copied, original = open_checkpoint(copy.folder), open_checkpoint(scene.model)
     assert copied.digest == original.digest
     for name, tensor in original.tensors.items():

@@ -247,8 +247,15 @@ def _driver(
     max_step_tokens: int,
     quantize: WeightFormat = "none",
 ) -> Iterator[Driver]:
-    sizes = {"max_step_tokens": max_step_tokens, "block_tokens": 8, "block_count": 64}
-    plan = make_plan(engine, folder, ranges, quantize=quantize, **sizes)
+    plan = make_plan(
+        engine,
+        folder,
+        ranges,
+        quantize=quantize,
+        max_step_tokens=max_step_tokens,
+        block_tokens=8,
+        block_count=64,
+    )
     driver = Driver(engine, folder, plan)
     try:
         yield driver

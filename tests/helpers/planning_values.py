@@ -80,16 +80,21 @@ def settings(context_tokens: int = 32, dtype: str = "float32", max_sequences: in
 
 
 @st.composite
-def models(draw: st.DrawFn, *, equal_layers: bool = False) -> ModelFacts:
+def models(
+    draw: st.DrawFn, *, equal_layers: bool = False, stateful: bool = False, windowed: bool = False
+) -> ModelFacts:
+    """`stateful`, `windowed`: always with recurrent state, always with a window; else now and then."""
     count = draw(st.integers(1, 9))
     size = st.integers(1, 400)
     kv = st.integers(0, 6)
     layers = (draw(size),) * count if equal_layers else tuple(draw(st.lists(size, min_size=count, max_size=count)))
     per_token = (draw(kv),) * count if equal_layers else tuple(draw(st.lists(kv, min_size=count, max_size=count)))
     workspace = draw(st.integers(0, 3))
-    state = draw(st.sampled_from(((), (0,) * count, (draw(st.integers(1, 300)),) * count)))
-    windowed = tuple(elements * draw(st.integers(0, 1)) for elements in per_token)
-    windows = () if equal_layers or draw(st.booleans()) else (WindowElements(draw(st.integers(1, 30)), windowed),)
+    states = (draw(st.integers(1, 300)),) * count
+    state = states if stateful else draw(st.sampled_from(((), (0,) * count, states)))
+    behind = tuple(elements * draw(st.integers(0, 1)) for elements in per_token)
+    with_window = windowed or (not equal_layers and draw(st.booleans()))
+    windows = (WindowElements(draw(st.integers(1, 30)), behind),) if with_window else ()
     ends = draw(st.integers(0, 500))
     return model_facts(layers, ends=ends, kv=per_token, state=state, windows=windows, workspace=workspace)
 

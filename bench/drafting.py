@@ -355,15 +355,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    around = {**surroundings(), "torch": torch.__version__}
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as name:
         for case in cases(Guide(), Path(name)):
             for stages in case.stages:
                 rows += case.measure(stages, options.repetitions)
                 print(table(rows[-2:], COMPARED), flush=True)
+                write(rows, around, options.out)  # each time: it takes minutes
     for nodes in (1, 3) if options.processes else ():
         rows += through_the_api(nodes, options.repetitions)
-    print("\n" + write(rows, {**surroundings(), "torch": torch.__version__}, options.out))
+        write(rows, around, options.out)
     return 0
 
 

@@ -18,6 +18,8 @@ from transformers import AutoModelForCausalLM
 
 from tests.helpers.checkpoints import make_checkpoint
 from tests.helpers.engine_bench import Answer, Ask, EngineBench
+from tests.helpers.family_configs import tiny_config
+from tests.helpers.family_matrix import stir
 from tests.parity.test_sampling import assert_clear, assert_same
 from vramancer_cli.models.readout import PromptReading
 from vramancer_cli.models.sampling import Sampling
@@ -151,6 +153,29 @@ def test_what_is_kept_of_an_answer_is_what_was_said_and_never_what_was_guessed(f
     assert_clear(follow, kept)
     [expected] = answers_alone(folder, [follow])
     assert_same(kept, expected)
+
+
+@pytest.mark.parametrize("family", ["gemma3_text", "deepseek_v32"])
+def test_windows_and_caches_of_a_familys_own_are_taken_back(family: str, tmp_path: Path) -> None:
+    """Sliding windows in a cache group of their own; an indexer's keys, row by row."""
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(tiny_config(family), dtype=torch.float32)
+    stir(model)
+    model.save_pretrained(tmp_path)
+    words = tuple((word, 60.0) for word in (*WORDS[:4], 130))
+    samplings = [Sampling(heat, seed=seed, logit_bias=words) for seed, heat in enumerate((0.0, 1.0, 0.7))]
+    asks = [
+        Ask(tuple(word % 100 for word in prompt(n, 33 + 9 * n)), sampling, 24) for n, sampling in enumerate(samplings)
+    ]
+    answers: dict[int, list[Answer]] = {}
+    for draft in (0, 5):
+        bench = EngineBench(tmp_path, 2, draft=draft, block_tokens=4, block_count=300, clearances=not draft)
+        answers[draft] = bench.answer(asks)
+        bench.close()
+    for ask, expected, answer in zip(asks, *answers.values(), strict=True):
+        assert_clear(ask, expected)
+        assert_same(answer, expected)
+    assert_drafted(bench)
 
 
 def test_what_is_drawn_with_drafts_is_distributed_as_the_model_says(tmp_path: Path) -> None:

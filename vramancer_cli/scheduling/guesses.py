@@ -77,5 +77,6 @@ class Guesses:
 
     def _chance(self, length: int) -> float:
         """That the token behind `length` alike ones is the same again."""
-        expected = (length - 1) / (length + 3)  # of text in general, before this one has shown what it is like
+        # Of text in general, before this one has shown what it is like: two alike tokens say nothing by themselves.
+        expected = (length - 2) / (length + 2)
         return (self._right[length] + PRIOR_OUTCOMES * expected) / (self._outcomes[length] + PRIOR_OUTCOMES)

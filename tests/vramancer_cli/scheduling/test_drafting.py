@@ -31,7 +31,7 @@ def test_the_room_is_kept() -> None:
 
 
 def test_more_is_drafted_of_what_has_been_right() -> None:
-    surely, hardly = (len(Drafting(None).draft(copying(said), 99, Load(1, 1))) for said in (30, 2))
+    surely, hardly = (len(Drafting(None).draft(copying(said), 99, Load(1, 1))) for said in (30, 3))
     assert surely > 8 > hardly >= 1
 
 

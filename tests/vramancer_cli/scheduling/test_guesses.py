@@ -39,7 +39,7 @@ def test_a_repeat_goes_on_into_itself() -> None:
 
 
 def test_chances_fall_with_distance_and_rise_with_what_was_right() -> None:
-    first = ahead(reading((*FILE, 7), 100, 101), 9)
+    first = ahead(reading((*FILE, 7), 100, 101, 102), 9)
     later = ahead(reading((*FILE, 7), *FILE[:30]), 9)
     for chances in ([guess.chance for guess in first], [guess.chance for guess in later]):
         assert chances == sorted(chances, reverse=True)

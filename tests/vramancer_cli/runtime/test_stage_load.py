@@ -43,9 +43,9 @@ class Bench:
         self.told: list[tuple[int, int]] = []
         self.load = StageLoad(PLAN, 1, self.devices, self.holding, lambda *now: self.told.append(now))
 
-    def loads(self, engine: Engine, index: int, progress: Progress) -> Stage:
+    def loads(self, engine: Engine, index: int, progress: Progress, old: Stage | None) -> Stage:
         progress(0, 100)
-        return engine.load_stage(Path(), PLAN, index, lambda _loaded, _total: progress(100, 100))
+        return engine.load_stage(Path(), PLAN, index, lambda _loaded, _total: progress(100, 100), old)
 
 
 def test_each_stage_goes_to_its_device_and_progress_is_of_all() -> None:
@@ -85,5 +85,31 @@ def test_letting_go_between_two_stages_loads_no_more() -> None:
         await bench.holding.settle()
         assert [engine.used_bytes for engine in bench.engines] == [0, 0]
         assert bench.load.at == 1
+
+    run(scene())
+
+
+def test_a_stage_is_made_of_what_its_device_held_and_a_device_without_one_holds_nothing() -> None:
+    fewer = place(
+        facts(), [DeviceCapacity(node, "", DEVICE, 3 * LIMIT_BYTES) for node in (HEAD, WORKER)], HEAD, SETTINGS, 2
+    )
+
+    async def scene() -> None:
+        bench = Bench(3 * LIMIT_BYTES, 3 * LIMIT_BYTES)
+        await bench.load.run(bench.loads)
+        before = bench.engines[0].layers_loaded
+        kept = [stage for stage in fewer.stages if stage.node == WORKER]
+        load = StageLoad(fewer, len(fewer.stages) - len(kept), bench.devices, bench.holding, lambda *_: None)
+
+        def loads(engine: Engine, index: int, progress: Progress, old: Stage | None) -> Stage:
+            assert old is not None
+            return engine.load_stage(Path(), fewer, index, progress, old)
+
+        held = await load.run(loads)
+        await bench.holding.settle()
+        assert held is not None and len(held) == len(kept)
+        assert [engine.used_bytes for engine in bench.engines] == [sum(s.total_bytes for s in kept), 0]
+        was, now = (set(range(s.layers.start, s.layers.end)) for s in (PLAN.stages[1], kept[0]))
+        assert bench.engines[0].layers_loaded - before == len(now - was) < len(now)
 
     run(scene())

@@ -14,7 +14,8 @@ from tests.helpers.virtual_time import run
 from transport.messages import Step
 from vramancer_cli.cluster.reconcile import RETURN_S
 from vramancer_cli.errors import DoesNotFitError, NodeLostError, NotReadyError, UsageError, VramancerError
-from vramancer_cli.runtime.generation import MOST_FAILURES, WAIT_S
+from vramancer_cli.runtime.generation import WAIT_S
+from vramancer_cli.runtime.session import MOST_FAILURES
 from vramancer_cli.runtime.worker import LEAVE_S
 
 SMALL = 12_000

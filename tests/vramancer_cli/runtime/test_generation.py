@@ -18,7 +18,8 @@ from vramancer_cli.errors import IntegrityError, InvalidRequestError, NodeLostEr
 from vramancer_cli.models.readout import Readout, RowOutput, TokenScore
 from vramancer_cli.models.sampling import Sampling
 from vramancer_cli.runtime.contracts import EmbeddingRequest, Generated, GenerationRequest
-from vramancer_cli.runtime.generation import MAX_RUNNING, MAX_WAITING, STEP_DEADLINE_S, Generation, StepDeadlineError
+from vramancer_cli.runtime.generation import Generation
+from vramancer_cli.runtime.session import MAX_RUNNING, MAX_WAITING, STEP_DEADLINE_S, StepDeadlineError
 from vramancer_cli.scheduling.scheduler import Scheduler, StepMismatchError
 
 LOST = NodeLostError("'attic' was lost.", node="attic")

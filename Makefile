@@ -36,8 +36,9 @@ properties: $(READY)
 # Real nodes killed, stopped, drained and started again in the middle of answers, and hundreds of random lives of a
 # simulated cluster. SEEDS=n: so many lives. VRM_SEED=n: that one again. Minutes; docs/faults.md says what is expected.
 SEEDS ?= 300
+HURT := survival faults cluster devices trust_life
 faults: $(READY)
-	@VRM_FAULTS=1 VRM_SEEDS=$(SEEDS) $(BIN)/python -m pytest tests/simulation tests/system/test_survival.py tests/system/test_faults.py
+	@VRM_FAULTS=1 VRM_SEEDS=$(SEEDS) $(BIN)/python -m pytest tests/simulation $(addprefix tests/system/test_,$(HURT:=.py))
 
 # Garbage for the frame parser, the handshakes and the API; SEED=n repeats a run, findings lie in fuzz/crashes/. Minutes.
 FRAMES ?= 1000000

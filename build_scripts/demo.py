@@ -64,7 +64,7 @@ def _start(console: Console, cluster: LocalCluster, nodes: int, port: int) -> Cl
     started = time.monotonic()
     limit = f", each with --memory {MEMORY}" if nodes > 1 else ""
     console.print(f"Starting {nodes} node{'s' * (nodes > 1)} on this machine{limit} …")
-    cluster.start_head(port=port)
+    cluster.start_head("--draft", "off", port=port)  # what is guessed is computed too, and would be counted
     for _ in range(nodes - 1):
         cluster.add_worker(discover=True)
     status = cluster.wait_ready(nodes)

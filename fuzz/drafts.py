@@ -158,7 +158,8 @@ def make(kind: inspect.Type, rng: random.Random) -> Any:
         case inspect.LiteralType():
             return rng.choice(list(kind.values))
         case inspect.VarTupleType() | inspect.ListType():
-            return tuple(make(kind.item_type, rng) for _ in range(rng.randrange(LONGEST)))
+            low, high = kind.min_length or 0, kind.max_length if kind.max_length is not None else LONGEST
+            return tuple(make(kind.item_type, rng) for _ in range(min(max(low, rng.randrange(LONGEST)), high)))
         case inspect.DictType():
             return {make(kind.key_type, rng): make(kind.value_type, rng) for _ in range(rng.randrange(LONGEST))}
         case inspect.UnionType():

@@ -78,7 +78,7 @@ def gguf_folder(cache: Path, number: int, file: Path) -> Path:
     """As the engine makes one of a GGUF file."""
     folder = cache / "gguf" / f"{number:032x}" / file.stem
     folder.mkdir(parents=True)
-    (folder / "gguf.json").write_text(json.dumps({"path": str(file), "head_sha256": "0" * 64}))
+    (folder / "gguf.json").write_text(json.dumps({"files": [{"path": str(file), "head_sha256": "0" * 64}]}))
     (folder / "tokenizer.json").write_bytes(bytes(1 << 20))
     return folder
 

@@ -31,7 +31,7 @@ from tests.helpers.leaks import Secret
 from transport.errors import PairingError
 from transport.identity import Credentials, make_key
 from transport.joining import pair
-from transport.messages import Join, NodeLoad, Ping, Pong, Refused, Removed, Welcome
+from transport.messages import DeviceLoad, Join, NodeLoad, Ping, Pong, Refused, Removed, Welcome
 from transport.requesting import redeem, renew
 from transport.tokens import SECRET_BYTES, Token, TokenError, parse_token
 from transport.types import Address, DeviceFacts, NodeFacts, OfferedDevice, Versions
@@ -213,7 +213,7 @@ async def lives(head: Head, own: Credentials) -> None:
             """Until the head says that it was removed."""
             while not isinstance(message := await first.receive(), Removed):
                 if isinstance(message, Ping):
-                    await first.send(Pong(message.number, NodeLoad(0, 0, 0)))
+                    await first.send(Pong(message.number, NodeLoad((DeviceLoad(0, 0),), 0)))
             return True
 
         living = asyncio.create_task(answering())

@@ -76,6 +76,7 @@ def computed(status: ClusterStatus) -> dict[tuple[str, str], int]:
     return {(node.name, device.device): device.layer_tokens for node in status.nodes for device in node.devices}
 
 
+@pytest.mark.faults
 def test_killed_it_loses_both_stages_at_once_and_comes_back(cluster: LocalCluster) -> None:
     client = OpenAI(base_url=f"{cluster.head.api_url}/v1", api_key="none", max_retries=0, timeout=60)
     stream = iter(client.completions.create(model=BUILTIN_NAME, prompt=LONG, seed=1, max_tokens=1500, stream=True))

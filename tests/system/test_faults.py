@@ -98,7 +98,7 @@ def _until(condition, otherwise: str, deadline_s: float = 10.0) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("index", [pytest.param(0, marks=pytest.mark.faults), 1])
 def test_a_worker_killed_while_prompts_are_read_ends_every_answer_and_comes_back(
     whole: LocalCluster, index: int
 ) -> None:
@@ -123,6 +123,7 @@ def test_a_worker_killed_while_idle_is_missed_at_once(whole: LocalCluster) -> No
     assert _answers(whole)
 
 
+@pytest.mark.faults
 def test_a_silent_worker_is_given_up_in_seconds_and_comes_back_when_it_wakes(whole: LocalCluster) -> None:
     crowd = Crowd(whole)
     silent, stopped_at = whole.workers[1].process, time.monotonic()

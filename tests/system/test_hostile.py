@@ -5,23 +5,20 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 from openai import BadRequestError, OpenAI
 
-from build_scripts.local_cluster import LocalCluster, NodeProcess, local_cluster
-from tests.helpers.checkpoints import make_checkpoint
+from build_scripts.local_cluster import LocalCluster, local_cluster
 
 OPENINGS = (b"", b"\x16\x03\x01", b"\x16\x03\x01\xff\xff", b"VTPDATA\n", b"VTPD", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
 FREE_PORTS = ("--port", "0", "--node-port", "0")
@@ -147,50 +144,3 @@ def one_error(output: str) -> str:
     assert "Traceback" not in output
     (line,) = [line for line in output.splitlines() if line.startswith("error:")]
     return line
-
-
-def declares(**changes: Any) -> Callable[[Path], None]:
-    def change(folder: Path) -> None:
-        config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps(config | changes))
-
-    return change
-
-
-def cut_off(folder: Path) -> None:
-    weights = folder / "model.safetensors"
-    os.truncate(weights, weights.stat().st_size // 2)
-
-
-def without_tokenizer(folder: Path) -> None:
-    (folder / "tokenizer.json").unlink()
-
-
-HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
-    "code": (declares(auto_map={"AutoModelForCausalLM": "evil.Model"}), "auto_map"),
-    "cut-off": (cut_off, "cut off"),
-    "other-sizes": (declares(hidden_size=2**40), "shape"),
-    "no-tokenizer": (without_tokenizer, "tokenizer"),
-}
-
-
-def test_folders_that_lie_are_refused_in_one_line(tmp_path: Path) -> None:
-    """As a person meets it: `start` ends with 1 before anything is served. Two at a time: each loads torch."""
-    good = make_checkpoint(tmp_path / "good", tokenizer=True, num_hidden_layers=2)
-
-    def start(name: str) -> tuple[str, int | None, str]:
-        folder = Path(shutil.copytree(good, tmp_path / name))
-        HOSTILE[name][0](folder)
-        node = NodeProcess.launch(
-            tmp_path / f"{name}-state", ["start", "--master", "--model", str(folder), *FREE_PORTS]
-        )
-        try:
-            node.process.wait(60)
-        finally:
-            node.kill()
-        return name, node.process.returncode, node.output
-
-    with ThreadPoolExecutor(2) as pool:
-        for name, code, output in pool.map(start, HOSTILE):
-            assert code == 1, f"{name}: {output}"
-            assert HOSTILE[name][1] in one_error(output)

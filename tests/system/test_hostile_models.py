@@ -32,11 +32,17 @@ def sharded(index: object) -> Spoil:
     return hostile.content("model.safetensors.index.json", json.dumps(index).encode())
 
 
+def halved(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size // 2)
+
+
 # One of each kind; all others are refused in the tests of the rooms that read them (models, engine, serving/text).
 REFUSED: dict[str, tuple[Spoil, str]] = {
     "only-pt": (hostile.only_pickles("consolidated.00.pth", "model.pt", "weights.pkl"), "only as consolidated.00.pth"),
     "model-code": (hostile.brings_code("config.json"), "auto_map in config.json"),
     "pickled-tokenizer": (hostile.other_tokenizer("tokenizer.pkl"), "only tokenizer.pkl"),
+    "cut-off": (halved, "cut off"),
     "million-tensors": hostile.LYING_HEADERS["a million tensors"],
     "index-out": (sharded({"weight_map": {"w": "../outside.safetensors"}}), "inside the folder"),
     "escapes": hostile.LYING_CONFIGS["other family"],

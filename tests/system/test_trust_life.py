@@ -119,7 +119,9 @@ def _own(folder: Path) -> Credentials:
     return credentials
 
 
-@pytest.mark.parametrize("age_days", [40, 200], ids=["due", "ended"])
+@pytest.mark.parametrize(
+    "age_days", [pytest.param(40, id="due", marks=pytest.mark.faults), pytest.param(200, id="ended")]
+)
 def test_a_worker_gets_its_new_certificate_by_itself(cluster: LocalCluster, age_days: int) -> None:
     """Its own is made old, as if the machine had been away; the renewal is on disk before the model is served."""
     try:

@@ -16,7 +16,7 @@ def test_what_is_there_already_is_not_copied():
     assert moved(tensor, CPU) is tensor
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_to_a_gpu_and_back_through_pinned_memory():
     tensor = torch.arange(12.0).reshape(3, 4)[:, ::2]
     there = moved(tensor, GPU)
@@ -26,7 +26,7 @@ def test_to_a_gpu_and_back_through_pinned_memory():
     assert torch.equal(back, tensor * 2)
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs a CUDA device, and a second one")
 def test_from_gpu_to_gpu():
     tensor = torch.arange(1 << 20, device=GPU)
     assert torch.equal(moved(tensor * 3, torch.device("cuda", 1)).cpu(), (tensor * 3).cpu())

@@ -17,7 +17,7 @@ from vramancer_cli.errors import OverLimitError
 from vramancer_cli.runtime.contracts import Ends, Engine, Progress, Stage
 from vramancer_cli.runtime.holding import Holding
 from vramancer_cli.runtime.local_devices import LocalDevice
-from vramancer_cli.runtime.stage_load import HeldStage, StageLoad, drop_stages
+from vramancer_cli.runtime.stage_load import SLOT, HeldStage, StageLoad, drop_stages
 from vramancer_cli.telemetry import log
 
 
@@ -59,7 +59,7 @@ class HeadParts:
 
         loading = StageLoad(plan, first, self._devices, self._holding, progress)
         try:
-            await self._holding.settle()
+            await self._holding.settle(SLOT)
             held = await loading.run(load)
         except OverLimitError as error:
             self._refuse(plan, loading.position, error, plan.ends_bytes if self._ends and not loading.position else 0)

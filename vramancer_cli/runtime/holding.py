@@ -38,8 +38,11 @@ class Holding:
         self._parts: list[dict[str, Any]] = [{} for _ in devices]  # by slot; each touched on its device's thread only
         self._links: list[Closable] = []
 
-    async def settle(self) -> None:
-        """Wait until no device is at what was asked for before: models are built through switches of the process."""
+    async def settle(self, slot: str) -> None:
+        """Begin nothing more that was asked for this slot of any device, and wait until none is at it: models are built
+        through switches of the process. What is there stays."""
+        for position in range(len(self._devices)):
+            self._next_turn(position, slot)
         if len(self._devices) > 1:  # one alone does everything in order
             for device in self._devices:
                 await device.run(lambda: None)

@@ -35,7 +35,7 @@ from vramancer_cli.runtime.contracts import Engine, Progress, Stage
 from vramancer_cli.runtime.data_links import activation
 from vramancer_cli.runtime.holding import Holding
 from vramancer_cli.runtime.local_devices import Leg, LocalDevice, along
-from vramancer_cli.runtime.stage_load import HeldStage, StageLoad
+from vramancer_cli.runtime.stage_load import SLOT, HeldStage, StageLoad
 from vramancer_cli.telemetry import log
 
 PROGRESS_EVERY_BYTES = 64 << 20
@@ -118,7 +118,7 @@ class WorkerStage:
     async def _load_and_dial(
         self, load: StageLoad, assign: Assign, network: Network, head_address: Address
     ) -> StageReady | None:
-        await self._holding.settle()
+        await self._holding.settle(SLOT)
         head = _head_addresses(assign, head_address)
         folder = await self._checkpoints.find(assign, head, self._report)
         stages = await load.run(partial(_load, folder, assign.plan))

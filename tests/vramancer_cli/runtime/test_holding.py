@@ -170,3 +170,31 @@ async def test_a_load_that_is_overtaken_gives_what_it_made_to_the_next(device: D
     assert await first is None
     assert await second is not None
     assert [type(old) for old in seen] == [Part]
+
+
+async def test_settling_leaves_what_is_there_and_begins_nothing_more() -> None:
+    devices = [DeviceThread("first"), DeviceThread("second")]
+    try:
+        held, story = Holding(devices), list[str]()
+        began, gate = threading.Event(), threading.Event()
+        await held.load("stage", lambda _: Part("there", story), 1)
+
+        def load_slowly(_: object) -> Part:
+            began.set()
+            gate.wait(5)
+            return Part("under way", story)
+
+        under_way = asyncio.create_task(held.load("stage", load_slowly))
+        await asyncio.to_thread(began.wait, 5)
+        waits = asyncio.create_task(held.load("ends", lambda _: Part("ends", story)))
+        settling = asyncio.create_task(held.settle("stage"))
+        await asyncio.sleep(0)
+        assert not settling.done()
+        gate.set()
+        await settling
+        assert await under_way is None and isinstance(await waits, Part)
+        assert story == ["load there", "load under way", "load ends"]
+        await held.close()
+    finally:
+        for device in devices:
+            device.close()

@@ -16,7 +16,7 @@ from vramancer_cli.planning.placement import place
 from vramancer_cli.runtime.contracts import Engine, Progress, Stage
 from vramancer_cli.runtime.holding import Holding
 from vramancer_cli.runtime.local_devices import LocalDevice
-from vramancer_cli.runtime.stage_load import StageLoad
+from vramancer_cli.runtime.stage_load import SLOT, StageLoad
 
 LIMIT_BYTES = 12_000
 DEVICE = ArithmeticEngine(LIMIT_BYTES).device_facts()
@@ -69,7 +69,7 @@ def test_it_says_at_which_stage_and_device_it_failed() -> None:
             await bench.load.run(bench.loads)
         assert (bench.load.at, bench.load.position) == (2, 1)
         bench.holding.let_go()
-        await bench.holding.settle()
+        await bench.holding.settle(SLOT)
         assert [engine.used_bytes for engine in bench.engines] == [0, 0]
 
     run(scene())
@@ -82,7 +82,7 @@ def test_letting_go_between_two_stages_loads_no_more() -> None:
         await asyncio.sleep(0.5)
         bench.holding.let_go()
         assert await loading is None
-        await bench.holding.settle()
+        await bench.holding.settle(SLOT)
         assert [engine.used_bytes for engine in bench.engines] == [0, 0]
         assert bench.load.at == 1
 
@@ -106,7 +106,7 @@ def test_a_stage_is_made_of_what_its_device_held_and_a_device_without_one_holds_
             return engine.load_stage(Path(), fewer, index, progress, old)
 
         held = await load.run(loads)
-        await bench.holding.settle()
+        await bench.holding.settle(SLOT)
         assert held is not None and len(held) == len(kept)
         assert [engine.used_bytes for engine in bench.engines] == [sum(s.total_bytes for s in kept), 0]
         was, now = (set(range(s.layers.start, s.layers.end)) for s in (PLAN.stages[1], kept[0]))

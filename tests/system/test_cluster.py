@@ -185,6 +185,7 @@ def test_a_busy_port_says_who_holds_it(cluster: LocalCluster) -> None:
     assert "Traceback" not in second.output
 
 
+@pytest.mark.faults
 def test_a_node_that_is_told_to_load_more_than_its_limit_never_serves(tmp_path: Path) -> None:
     with pytest.raises((VramancerError, TimeoutError)):
         cluster = LocalCluster(tmp_path, memory="2MiB")

@@ -220,6 +220,7 @@ def test_two_hundred_requests_take_no_memory(whole: LocalCluster) -> None:
     assert all(late - early < 4 << 20 for early, late in zip(before, after, strict=True))
 
 
+@pytest.mark.faults
 def test_one_folder_started_twice_at_once_runs_one_node(tmp_path: Path) -> None:
     """Neither sees the other's run file, which is written once a node is up: the lock decides."""
     arguments = ["start", "--master", "--port", "0", "--node-port", "0"]

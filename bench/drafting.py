@@ -41,7 +41,8 @@ from vramancer_cli.engine.torch_engine import TorchEngine
 from vramancer_cli.models.catalog import builtin_folder
 from vramancer_cli.models.facts import ModelFacts
 from vramancer_cli.models.sampling import Sampling
-from vramancer_cli.scheduling.scheduler import Scheduled, Scheduler
+from vramancer_cli.scheduling.scheduler import Scheduler
+from vramancer_cli.scheduling.step_parts import Scheduled
 from vramancer_cli.serving.text import TextTools
 
 RESULTS: Final = Path(__file__).parent / "results"
@@ -93,15 +94,7 @@ class Head:
         self._ends = engine.load_ends(folder, plan, lambda *_: None)
         self._stops = stops
         self._next = 0
-        self._scheduler = Scheduler(
-            epoch=plan.epoch,
-            block_count=plan.block_count,
-            block_tokens=plan.block_tokens,
-            max_step_tokens=plan.max_step_tokens,
-            prefix_cache=False,
-            draft=draft,
-            max_running=STREAMS,
-        )
+        self._scheduler = Scheduler.of_plan(plan, prefix_cache=False, draft=draft, max_running=STREAMS)
 
     def close(self) -> None:
         for stage in self._stages:

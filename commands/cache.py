@@ -3,9 +3,10 @@ folders made of GGUF files."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.table import Table
@@ -21,6 +22,8 @@ from vramancer_cli.launcher.cache import Unpacked
 from vramancer_cli.runtime import kept_gguf, kept_weights
 from vramancer_cli.runtime.kept_gguf import KeptFolder
 from vramancer_cli.runtime.kept_weights import Kept
+
+T = TypeVar("T")
 
 EXAMPLES = """[bold]Examples[/]
 
@@ -95,14 +98,14 @@ def clean(
     elif gguf:
         _clean_gguf(shelf, as_json=as_json)
     else:
-        orphans = [made for made in kept_gguf.kept(shelf) if made.is_orphan and kept_gguf.remove(shelf, made.id)]
+        lost = [made for made in kept_gguf.kept(shelf) if made.is_orphan]
+        orphans, _ = _remove(lost, lambda made: kept_gguf.remove(shelf, made.id))
         _clean_runtimes(folder, orphans, everything=everything, as_json=as_json)
 
 
 def _clean_runtimes(folder: Path, orphans: list[KeptFolder], *, everything: bool, as_json: bool) -> None:
     doomed = [runtime for runtime in runtimes.runtimes(folder, _current()) if everything or not runtime.current]
-    removed = [runtime for runtime in doomed if runtimes.remove(folder, runtime.name)]
-    busy = [runtime for runtime in doomed if runtime not in removed]
+    removed, busy = _remove(doomed, lambda runtime: runtimes.remove(folder, runtime.name))
     if as_json:
         gone = [*(runtime.name for runtime in removed), *(f"{kept_gguf.SHELF_NAME}/{made.id}" for made in orphans)]
         write_json(_outcome(folder, gone, [runtime.name for runtime in busy]))
@@ -113,9 +116,7 @@ def _clean_runtimes(folder: Path, orphans: list[KeptFolder], *, everything: bool
 
 
 def _clean_gguf(shelf: Path, *, as_json: bool) -> None:
-    doomed = kept_gguf.kept(shelf)
-    removed = [made for made in doomed if kept_gguf.remove(shelf, made.id)]
-    busy = [made for made in doomed if made not in removed]
+    removed, busy = _remove(kept_gguf.kept(shelf), lambda made: kept_gguf.remove(shelf, made.id))
     if as_json:
         write_json(_outcome(shelf, [made.id for made in removed], [made.id for made in busy]))
         return
@@ -124,9 +125,7 @@ def _clean_gguf(shelf: Path, *, as_json: bool) -> None:
 
 
 def _clean_weights(shelf: Path, *, as_json: bool) -> None:
-    doomed = kept_weights.kept(shelf)
-    removed = [model for model in doomed if kept_weights.remove(shelf, model.digest)]
-    busy = [model for model in doomed if model not in removed]
+    removed, busy = _remove(kept_weights.kept(shelf), lambda model: kept_weights.remove(shelf, model.digest))
     if as_json:
         write_json(_outcome(shelf, [model.digest for model in removed], [model.digest for model in busy]))
         return
@@ -135,6 +134,12 @@ def _clean_weights(shelf: Path, *, as_json: bool) -> None:
         sum(model.size_bytes for model in removed),
         [f"Those of {_model_name(model)} are in use, and were kept." for model in busy],
     )
+
+
+def _remove(doomed: list[T], remove: Callable[[T], bool]) -> tuple[list[T], list[T]]:
+    """Those that are gone now, and those that are in use."""
+    removed = [item for item in doomed if remove(item)]
+    return removed, [item for item in doomed if item not in removed]
 
 
 def _outcome(folder: Path, removed: list[str], in_use: list[str]) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from vramancer_cli.engine.sampler import uniform
 from vramancer_cli.engine.torch_engine import TorchEngine
 from vramancer_cli.models.readout import NO_READING, PromptReading, RowOutput, TokenScore
 from vramancer_cli.models.sampling import Draw, Sampling
-from vramancer_cli.scheduling.scheduler import Emitted, Scheduled, Scheduler
+from vramancer_cli.scheduling.scheduler import Scheduler
+from vramancer_cli.scheduling.step_parts import Emitted, Scheduled
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from transport.messages import WindowGroup
 from vramancer_cli.models.cache_window import most_held_blocks
 from vramancer_cli.models.readout import NO_READING, PromptReading
 from vramancer_cli.models.sampling import Draw, Sampling
-from vramancer_cli.scheduling.scheduler import Scheduled, Scheduler
+from vramancer_cli.scheduling.scheduler import Scheduler
+from vramancer_cli.scheduling.step_parts import Scheduled
 
 STAGES = 2
 

@@ -20,8 +20,8 @@ import psutil
 import pytest
 from openai import APIError, OpenAI
 
-from build_scripts.local_cluster import LocalCluster, NodeProcess, local_cluster
-from tests.system.conftest import THIRD
+from build_scripts.local_cluster import LocalCluster, NodeProcess
+from tests.system.conftest import THIRD, again, made_whole, three_running
 from vramancer_cli.cluster.reconcile import RETURN_S
 
 CLIENTS = 6
@@ -32,21 +32,14 @@ LONG_PROMPT = "word thing " * 480
 @pytest.fixture(scope="module")
 def hurt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     """A head at a port of its own and two workers; every test hurts it, and the next one begins when it is whole."""
-    with local_cluster(tmp_path_factory.mktemp("hurt"), memory=THIRD) as cluster:
-        cluster.start_head()
-        for _ in range(2):
-            cluster.add_worker()
-        cluster.wait_ready(3)
+    with three_running(tmp_path_factory.mktemp("hurt"), THIRD) as cluster:
         yield cluster
 
 
 @pytest.fixture
 def whole(hurt: LocalCluster) -> Iterator[LocalCluster]:
-    hurt.wait_ready(3)
-    yield hurt
-    for node in hurt.nodes:
-        assert "Traceback" not in node.output
-        assert "never retrieved" not in node.output
+    with made_whole(hurt) as cluster:
+        yield cluster
 
 
 class Crowd:
@@ -80,12 +73,6 @@ class Crowd:
         return {code for _, code in self.ends}
 
 
-def _again(node: NodeProcess) -> NodeProcess:
-    """What was there before, out of its own folder: no code, no address."""
-    arguments = ["start", "--port", "0", "--node-port", "0", "--memory", THIRD, "--name", node.folder.name]
-    return NodeProcess.launch(node.folder, arguments)
-
-
 def _answers(cluster: LocalCluster) -> bool:
     with OpenAI(base_url=f"{cluster.head.api_url}/v1", api_key="none", max_retries=0, timeout=30) as client:
         return bool(client.completions.create(model="vramancer-guide", prompt="Hello", max_tokens=3).usage)
@@ -109,7 +96,7 @@ def test_a_worker_killed_while_prompts_are_read_ends_every_answer_and_comes_back
     assert codes <= {"node_lost", "not_ready"}
     status = whole.client.status()
     assert (status.running, status.waiting) == (0, 0)
-    whole.workers[index] = _again(whole.workers[index])
+    whole.workers[index] = again(whole, whole.workers[index])
     whole.wait_ready(3)
     assert _answers(whole)
 
@@ -118,7 +105,7 @@ def test_a_worker_killed_while_idle_is_missed_at_once(whole: LocalCluster) -> No
     whole.workers[0].kill()
     _until(lambda: whole.client.status().state != "ready", "nobody noticed", deadline_s=2.0)
     assert "MiB" in whole.client.status().reason
-    whole.workers[0] = _again(whole.workers[0])
+    whole.workers[0] = again(whole, whole.workers[0])
     whole.wait_ready(3)
     assert _answers(whole)
 
@@ -146,7 +133,7 @@ def test_a_worker_that_leaves_by_ctrl_c_says_so(whole: LocalCluster) -> None:
     assert min(at for at, _ in crowd.ends) - left_at < RETURN_S + 2
     assert "nobody can take its layers" in whole.head.output
     assert "the worker left" in whole.head.output
-    whole.workers[0] = _again(whole.workers[0])
+    whole.workers[0] = again(whole, whole.workers[0])
     whole.wait_ready(3)
 
 

@@ -13,8 +13,9 @@ from dataclasses import replace
 import pytest
 from openai import OpenAI
 
-from build_scripts.local_cluster import LocalCluster, NodeProcess, local_cluster
+from build_scripts.local_cluster import LocalCluster, NodeProcess
 from tests.helpers.streams import Asked, Question, ask
+from tests.system.conftest import again, made_whole, three_running
 
 MEMORY = "32MiB"
 """Two such nodes hold the built-in model; three share it."""
@@ -31,11 +32,7 @@ QUESTIONS = (GREEDY, SEEDED, WHOLE)
 @pytest.fixture(scope="module")
 def spare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     """A head and two workers, of which each can be spared; every test hurts one, and gives it back."""
-    with local_cluster(tmp_path_factory.mktemp("spare"), memory=MEMORY) as cluster:
-        cluster.start_head()
-        for _ in range(2):
-            cluster.add_worker()
-        cluster.wait_ready(3)
+    with three_running(tmp_path_factory.mktemp("spare"), MEMORY) as cluster:
         yield cluster
 
 
@@ -54,17 +51,8 @@ def undisturbed(spare: LocalCluster) -> dict[Question, str]:
 
 @pytest.fixture
 def whole(spare: LocalCluster) -> Iterator[LocalCluster]:
-    spare.wait_ready(3)
-    yield spare
-    for node in spare.nodes:
-        assert "Traceback" not in node.output
-        assert "never retrieved" not in node.output
-
-
-def again(node: NodeProcess) -> NodeProcess:
-    """What was there before, out of its own folder: no code, no address."""
-    arguments = ["start", "--port", "0", "--node-port", "0", "--memory", MEMORY, "--name", node.folder.name]
-    return NodeProcess.launch(node.folder, arguments)
+    with made_whole(spare) as cluster:
+        yield cluster
 
 
 def layer_tokens(cluster: LocalCluster, name: str) -> int:
@@ -106,7 +94,7 @@ def test_answers_go_on_when_a_worker_is_killed_and_their_texts_are_the_same(
     assert holding(whole) == {"head", "worker-1"}
     assert "requests=wait" in whole.head.output
     assert whole.workers[0].output.count(" joined ") == 1, "the other one was lost too"
-    whole.workers[1] = again(victim)
+    whole.workers[1] = again(whole, victim)
 
 
 @pytest.mark.faults
@@ -121,7 +109,7 @@ def test_answers_go_on_when_a_worker_is_stopped_by_ctrl_c_which_hands_its_layers
     told_whole(asked, undisturbed)
     lost = [line for line in whole.head.output.splitlines() if "serving stopped" in line]
     assert "was lost" not in lost[-1], "it went before others had its layers"
-    whole.workers[0] = again(victim)
+    whole.workers[0] = again(whole, victim)
 
 
 def test_a_drained_worker_holds_nothing_and_answers_go_on(
@@ -138,7 +126,7 @@ def test_a_drained_worker_holds_nothing_and_answers_go_on(
     victim.kill()
     time.sleep(0.5)
     assert holding(whole) == {"head", "worker-1"}
-    whole.workers[1] = again(victim)
+    whole.workers[1] = again(whole, victim)
 
 
 @pytest.mark.faults
@@ -156,7 +144,7 @@ def test_a_worker_that_is_killed_while_prompts_are_read(whole: LocalCluster) -> 
     for one in asked:
         one.join()
     told_whole(asked, {question: ask(whole.head.api_url, question) for question in questions})
-    whole.workers[1] = again(victim)
+    whole.workers[1] = again(whole, victim)
 
 
 @pytest.mark.faults
@@ -186,7 +174,7 @@ def test_a_second_ctrl_c_leaves_at_once(whole: LocalCluster, undisturbed: dict[Q
     finally:
         whole.head.process.send_signal(signal.SIGCONT)
     told_whole(asked, undisturbed)
-    whole.workers[1] = again(victim)
+    whole.workers[1] = again(whole, victim)
 
 
 @pytest.mark.faults
@@ -220,5 +208,5 @@ def test_two_workers_that_are_killed_at_once(whole: LocalCluster, undisturbed: d
     assert holding(whole) == {"head", "worker-1"}
     for victim in victims:
         victim.process.wait()
-    whole.workers[1:] = [again(victim) for victim in victims]
+    whole.workers[1:] = [again(whole, victim) for victim in victims]
     whole.wait_ready(4)

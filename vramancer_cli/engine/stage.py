@@ -6,12 +6,13 @@ Must never import the pipeline, links or clocks: a local and a remote stage are 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 
 from transport.errors import RemoteProtocolError
-from transport.messages import Plan, Step
+from transport.messages import Plan, StagePlan, Step
 from vramancer_cli.engine.batch import Batch, SpanPlace
 from vramancer_cli.engine.block_tables import BlockTables, PlacedRow
 from vramancer_cli.engine.boundary import Boundary, check, joined, nothing
@@ -140,41 +141,36 @@ def load_stage(
     Each part counts as the plan says, or as found here if that is more. `old` gives the layers that it has of these,
     and is closed, whatever comes of it.
     """
-    try:
+    with ExitStack() as undo:
+        if old is not None:
+            undo.callback(old.close)
         checkpoint = checked(folder, plan)
-        placed = plan.stages[stage]
-        dtype = DTYPES[plan.dtype]
+        placed, dtype = plan.stages[stage], DTYPES[plan.dtype]
         shard = Shard(checkpoint, placed.layers, dtype, plan.quantize)
+        undo.callback(shard.unload)
         if plan.kv_cache != "plain" and not shard.trace.ragged:
             raise ModelError("The model's layers keep each sequence's cache themselves, which cannot be rounded.")
         if old is not None and (loaded := old.give_up()) is not None:
             shard.take_over(loaded)
             empty_cache(device)
-    except BaseException:
-        if old is not None:
-            old.close()
-        raise
-    kv_bytes = cache_bytes(shard, plan)
-    workspace_bytes = gather_bytes(shard.kv_shapes, plan.context_tokens, dtype, plan.kv_cache)
-    total_bytes = (
-        max(placed.weights_bytes, shard.weights_bytes)
-        + max(placed.kv_bytes, kv_bytes)
-        + max(placed.workspace_bytes, workspace_bytes)
-    )
-    try:
-        held = budget.reserve(f"Layers {placed.layers} of {plan.model.name}", total_bytes)
-    except BaseException:
-        shard.unload()
-        raise
-    try:
+        held = budget.reserve(f"Layers {placed.layers} of {plan.model.name}", _stage_bytes(shard, plan, placed))
+        undo.callback(release, device, held)
+        undo.callback(shard.unload)  # first: bytes are given back once their tensors are gone
         shard.load(device, progress)
         groups = shard.groups(plan.windows)
         pool = KvPool(shard.kv_shapes, _block_counts(plan), plan.block_tokens, dtype, device, groups, plan.kv_cache)
-    except BaseException:
-        shard.unload()
-        release(device, held)
-        raise
-    return PagedStage(plan, shard, pool, device, held, count)
+        made = PagedStage(plan, shard, pool, device, held, count)
+        undo.pop_all()
+    return made
+
+
+def _stage_bytes(shard: Shard, plan: Plan, placed: StagePlan) -> int:
+    workspace_bytes = gather_bytes(shard.kv_shapes, plan.context_tokens, DTYPES[plan.dtype], plan.kv_cache)
+    return (
+        max(placed.weights_bytes, shard.weights_bytes)
+        + max(placed.kv_bytes, cache_bytes(shard, plan))
+        + max(placed.workspace_bytes, workspace_bytes)
+    )
 
 
 def checked(folder: Path, plan: Plan) -> Checkpoint:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import Final
 
-ROLLBACK_TOKENS: Final = 16
+from vramancer_cli.settings import MOST_DRAFTED
+
+ROLLBACK_TOKENS: Final = MOST_DRAFTED
 """A sequence may go back by so many tokens (drafts that were not accepted) and find all that its windows read there."""
 
 

@@ -23,7 +23,7 @@ from vramancer_cli.runtime.contracts import Ends
 from vramancer_cli.runtime.data_links import activation
 from vramancer_cli.runtime.local_devices import Leg, LocalDevice, along
 from vramancer_cli.runtime.stage_load import HeldStage
-from vramancer_cli.scheduling.scheduler import Scheduled
+from vramancer_cli.scheduling.step_parts import Scheduled
 
 Failed = Callable[[NodeId, BaseException], None]
 """Called on the loop when the pipeline breaks: the node at fault, and why."""

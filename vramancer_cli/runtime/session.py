@@ -19,7 +19,8 @@ from vramancer_cli.runtime.contracts import GenerationRequest
 from vramancer_cli.runtime.pipeline import Pipeline
 from vramancer_cli.runtime.rate import TokenRate
 from vramancer_cli.runtime.trips import TripCount
-from vramancer_cli.scheduling.scheduler import Emitted, Scheduled, Scheduler, StepMismatchError
+from vramancer_cli.scheduling.scheduler import Scheduler
+from vramancer_cli.scheduling.step_parts import Emitted, Scheduled, StepMismatchError
 
 STEP_DEADLINE_S: Final = 120.0
 MAX_RUNNING: Final = 16
@@ -86,18 +87,8 @@ class Session:
         draft: int | None,
         before: Session | None,
     ) -> None:
-        self.scheduler = Scheduler(
-            epoch=plan.epoch,
-            block_count=plan.block_count,
-            block_tokens=plan.block_tokens,
-            max_step_tokens=plan.max_step_tokens,
-            windows=plan.windows,
-            state_slots=plan.state_slots,
-            prefix_cache=prefix_cache,
-            draft=draft,
-            max_running=MAX_RUNNING,
-            max_waiting=MAX_WAITING,
-            max_in_flight=len(plan.stages),
+        self.scheduler = Scheduler.of_plan(
+            plan, prefix_cache=prefix_cache, draft=draft, max_running=MAX_RUNNING, max_waiting=MAX_WAITING
         )
         self._pipeline = pipeline
         self._rate = rate

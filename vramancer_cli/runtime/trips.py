@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vramancer_cli.scheduling.scheduler import Emitted
+from vramancer_cli.scheduling.step_parts import Emitted
 
 
 class TripCount:

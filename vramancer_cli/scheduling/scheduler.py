@@ -19,93 +19,21 @@ turn.
 from __future__ import annotations
 
 from collections import abc, deque
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 
-from transport.messages import Step, WindowGroup
-from vramancer_cli.errors import IntegrityError, InvalidRequestError, VramancerError
-from vramancer_cli.models.readout import NO_READING, PromptReading, Readout
-from vramancer_cli.models.sampling import Draw, Sampling
+from transport.messages import Plan, Step, WindowGroup
+from vramancer_cli.errors import IntegrityError, InvalidRequestError
+from vramancer_cli.models.readout import NO_READING, PromptReading
+from vramancer_cli.models.sampling import Sampling
 from vramancer_cli.scheduling.allocator import CacheAllocator
 from vramancer_cli.scheduling.drafting import Drafting, Load
 from vramancer_cli.scheduling.roster import Roster
-from vramancer_cli.scheduling.sequence import FinishReason, Sequence
+from vramancer_cli.scheduling.sequence import Sequence
+from vramancer_cli.scheduling.step_parts import Emitted, Flight, Scheduled, Share, StepMismatchError
 
 PREFILL_SHARE = 4
 """One in so many tokens of a step's budget is kept from decodes while a prompt waits."""
-
-
-class StepMismatchError(VramancerError):
-    """The results of a step are not what was asked for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Scheduled:
-    """A step, and what the head needs beside it.
-
-    In row order: `token_ids`, one per row token; `readouts`, one per row with outputs.
-    """
-
-    step: Step
-    token_ids: tuple[int, ...]
-    readouts: tuple[Readout, ...]
-
-    @property
-    def draws(self) -> tuple[Draw, ...]:
-        """One per token that is drawn, in row order."""
-        return tuple(draw for readout in self.readouts for draw in readout.draws)
-
-    @property
-    def sampled(self) -> tuple[int, ...]:
-        """The sequences that are sampled."""
-        return tuple(readout.sequence for readout in self.readouts if readout.draws)
-
-
-@dataclass(frozen=True, slots=True)
-class Emitted:
-    """What a committed step gave one sequence. A stop token is not among `token_ids`.
-
-    `drafted`: so many tokens had been guessed beforehand; the first `right` of them were what was drawn.
-    """
-
-    sequence: int
-    token_ids: tuple[int, ...]
-    finish_reason: FinishReason | None
-    drafted: int = 0
-    right: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Share:
-    """One sequence's share of a step: `count` tokens, the last `drafted` of them guesses."""
-
-    sequence: Sequence
-    count: int
-    sampled: bool
-    drafted: int = 0
-
-    @property
-    def draws(self) -> int:
-        return 1 + self.drafted if self.sampled else 0
-
-    @property
-    def decodes(self) -> bool:
-        """Whether one token is all that it must run."""
-        return self.sampled and self.count == 1 + self.drafted
-
-    @property
-    def goes_on(self) -> bool:
-        """Whether it decodes behind a token of its answer, so that nothing else is wanted of that token."""
-        return self.decodes and bool(self.sequence.generated)
-
-
-@dataclass(frozen=True, slots=True)
-class _Flight:
-    """A step that has not come back. Its rows hold sequences, not ids: an id may be used again meanwhile."""
-
-    step: Step
-    shares: tuple[_Share, ...]
-    started_s: float
 
 
 class Scheduler:
@@ -148,12 +76,31 @@ class Scheduler:
         most = min(max_running, state_slots or max_running)
         self._roster = Roster(self._allocator, max_running=most, max_waiting=max_waiting)
         self._drafting = None if draft == 0 or state_slots else Drafting(draft)
-        self._in_flight: dict[int, _Flight] = {}
+        self._in_flight: dict[int, Flight] = {}
         self._committed_s = 0.0
         self._next_number = 0
         self._next_arrival = 0
         self._next_turn = 0
         self._last_step_s = 0.0
+
+    @classmethod
+    def of_plan(
+        cls, plan: Plan, *, prefix_cache: bool, draft: int | None, max_running: int, max_waiting: int = 256
+    ) -> Scheduler:
+        """For the stages of `plan`, one step at a time in each of them."""
+        return cls(
+            epoch=plan.epoch,
+            block_count=plan.block_count,
+            block_tokens=plan.block_tokens,
+            max_step_tokens=plan.max_step_tokens,
+            windows=plan.windows,
+            state_slots=plan.state_slots,
+            prefix_cache=prefix_cache,
+            draft=draft,
+            max_running=max_running,
+            max_waiting=max_waiting,
+            max_in_flight=len(plan.stages),
+        )
 
     @property
     def running(self) -> int:
@@ -273,14 +220,14 @@ class Scheduler:
         if any(sequence.in_flight != (sequence in flying) for sequence in self._roster.running.values()):
             raise IntegrityError("A sequence is in flight without a step, or in a step without knowing.")
 
-    def _pick_decodes(self) -> list[_Share]:
+    def _pick_decodes(self) -> list[Share]:
         grounded = self._roster.grounded()
         ready = [
             sequence for sequence in grounded if sequence.uncached_tokens == 1 and not self._roster.yields(sequence)
         ]
         places = self._max_in_flight - len(self._in_flight)
         limit = min(-(-len(ready) // places), self._decode_budget())
-        picked: list[_Share] = []
+        picked: list[Share] = []
         for sequence in sorted(ready, key=lambda sequence: sequence.last_turn):
             if len(picked) == limit:
                 break
@@ -289,8 +236,8 @@ class Scheduler:
                 picked.append(self._pick(sequence, 1))
         return picked
 
-    def _pick_prompts(self, budget: int) -> list[_Share]:
-        picked: list[_Share] = []
+    def _pick_prompts(self, budget: int) -> list[Share]:
+        picked: list[Share] = []
         begun = deque(sequence for sequence in self._roster.grounded() if sequence.uncached_tokens > 1)
         while budget and (sequence := begun.popleft() if begun else self._roster.admit()):
             if sequence.id not in self._roster.running:
@@ -304,18 +251,18 @@ class Scheduler:
         self._roster.make_way(None)
         return picked
 
-    def _pick(self, sequence: Sequence, count: int) -> _Share:
+    def _pick(self, sequence: Sequence, count: int) -> Share:
         sequence.in_flight = True  # from here on nobody may take its blocks
         sequence.last_turn = self._next_turn
         self._next_turn += 1
         last = count == sequence.uncached_tokens
-        return _Share(sequence, count, sampled=last and sequence.max_tokens > 0)
+        return Share(sequence, count, sampled=last and sequence.max_tokens > 0)
 
-    def _with_drafts(self, shares: list[_Share], drafting: Drafting) -> list[_Share]:
+    def _with_drafts(self, shares: list[Share], drafting: Drafting) -> list[Share]:
         load = Load(sum(share.count for share in shares), sum(share.sampled for share in shares))
         return [self._drafted(share, drafting, load) if share.goes_on else share for share in shares]
 
-    def _drafted(self, share: _Share, drafting: Drafting, load: Load) -> _Share:
+    def _drafted(self, share: Share, drafting: Drafting, load: Load) -> Share:
         """A decode with guesses behind it, as many as fit beside all else that the step and the pool have to hold."""
         sequence = share.sequence
         wanted = sequence.max_tokens - len(sequence.generated) - 1
@@ -326,7 +273,7 @@ class Scheduler:
         self._allocator.grow(sequence, 1 + drafted)
         return replace(share, count=1 + drafted, drafted=drafted)
 
-    def _learn_cost(self, flight: _Flight, now: float) -> None:
+    def _learn_cost(self, flight: Flight, now: float) -> None:
         """From a step of decodes alone: how long it kept the pipeline from bringing the next result."""
         if self._drafting is not None and flight.shares and all(share.decodes for share in flight.shares):
             self._drafting.cost.note(flight.step.token_count, now - max(flight.started_s, self._committed_s))
@@ -337,7 +284,7 @@ class Scheduler:
         kept = max(1, self._max_step_tokens // PREFILL_SHARE) if begun or self._roster.may_admit else 0
         return self._max_step_tokens - kept
 
-    def _launch(self, shares: tuple[_Share, ...], now: float) -> Scheduled:
+    def _launch(self, shares: tuple[Share, ...], now: float) -> Scheduled:
         number = self._next_number
         self._next_number += 1
         token_ids = tuple(token for share in shares for token in share.sequence.next_tokens(share.count))
@@ -345,10 +292,10 @@ class Scheduler:
         copies = tuple(copy for share in shares for copy in share.sequence.copies)
         rows = tuple(share.sequence.launch(share.count) for share in shares)
         step = Step(epoch=self._epoch, number=number, rows=rows, ended=self._roster.take_ended(), copies=copies)
-        self._in_flight[number] = _Flight(step, shares, now)
+        self._in_flight[number] = Flight(step, shares, now)
         return Scheduled(step, token_ids, tuple(readout for readout in readouts if readout))
 
-    def _land(self, share: _Share, drawn: tuple[int, ...]) -> Emitted | None:
+    def _land(self, share: Share, drawn: tuple[int, ...]) -> Emitted | None:
         sequence = share.sequence
         if self._roster.running.get(sequence.id) is not sequence:
             return None  # aborted while in flight

@@ -20,7 +20,8 @@ from vramancer_cli.models.sampling import Sampling
 from vramancer_cli.runtime.contracts import EmbeddingRequest, Generated, GenerationRequest
 from vramancer_cli.runtime.generation import Generation
 from vramancer_cli.runtime.session import MAX_RUNNING, MAX_WAITING, STEP_DEADLINE_S, StepDeadlineError
-from vramancer_cli.scheduling.scheduler import Scheduler, StepMismatchError
+from vramancer_cli.scheduling.scheduler import Scheduler
+from vramancer_cli.scheduling.step_parts import StepMismatchError
 
 LOST = NodeLostError("'attic' was lost.", node="attic")
 

@@ -15,7 +15,7 @@ from transport.messages import Activation, Ping, Step
 from vramancer_cli.errors import VramancerError
 from vramancer_cli.models.sampling import Sampling
 from vramancer_cli.runtime.device_thread import DeviceClosedError, DeviceThread
-from vramancer_cli.scheduling.scheduler import Scheduled
+from vramancer_cli.scheduling.step_parts import Scheduled
 
 
 @pytest.mark.parametrize("limits", [(WHOLE,), (SMALL, WHOLE), (SMALL,) * 3, (1000, WHOLE)])

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from vramancer_cli.runtime.trips import TripCount
-from vramancer_cli.scheduling.scheduler import Emitted
+from vramancer_cli.scheduling.step_parts import Emitted
 
 
 def test_nothing_is_said_of_nothing() -> None:

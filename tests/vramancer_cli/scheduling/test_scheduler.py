@@ -10,7 +10,8 @@ from vramancer_cli.errors import InvalidRequestError, QueueFullError
 from vramancer_cli.models.cache_window import most_held_blocks
 from vramancer_cli.models.readout import Pooling, PromptReading
 from vramancer_cli.models.sampling import Draw, Sampling
-from vramancer_cli.scheduling.scheduler import Emitted, Scheduled, Scheduler, StepMismatchError
+from vramancer_cli.scheduling.scheduler import Scheduler
+from vramancer_cli.scheduling.step_parts import Emitted, Scheduled, StepMismatchError
 
 
 def scheduler(**changes: object) -> Scheduler:

@@ -1,0 +1,6 @@
+// The products for ARM processors with int8 dot products.
+#include "isa.h"
+
+namespace vram {
+const Kernels* const kNeon = nullptr;
+}

@@ -22,10 +22,13 @@ FLAGS = [
     "-Wno-uninitialized",
     "-Wno-maybe-uninitialized",
     "-ffp-contract=off",
+    "-fopenmp-simd",
+    "-fno-math-errno",
+    "-fno-trapping-math",
     "-fvisibility=hidden",
 ]
 """No contraction: where a sum and a product become one rounding is written out, so that it is the same everywhere.
-Uninitialised is what gcc 12 finds in its own header of intrinsics."""
+Uninitialised is what gcc 12 finds in its own header of intrinsics. `omp simd` loops may be reordered as they are marked, no others."""
 
 
 class Kernels(build_ext):

@@ -4,6 +4,7 @@
 #include <atomic>
 
 #include "op.h"
+#include "rows.h"
 
 #if defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
@@ -58,5 +59,12 @@ VRAM_OP_FOR(use_isa, "(int wanted) -> ()", use_isa, "CompositeExplicitAutograd")
 }  // namespace
 
 const Kernels& kernels() { return *made_for(isa()); }
+
+// On ARM, plain C++ is compiled for NEON as it is.
+const RowKernels& row_kernels() {
+  const RowKernels* const all[kCount] = {&kPlainRows, kAvx2Rows, kAvx512Rows, &kPlainRows};
+  const RowKernels* const found = all[isa()];
+  return found ? *found : kPlainRows;
+}
 
 }  // namespace vram

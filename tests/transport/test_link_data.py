@@ -191,7 +191,7 @@ def test_a_full_queue_is_said_at_once_and_close_does_not_wait_for_it(socket_pair
 
 def test_the_queue_is_bounded_in_bytes_too_but_one_frame_always_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data_socket, "MAX_QUEUED_BYTES", 1000)
-    outbox = data_socket.Outbox()
+    outbox = data_socket.Outbox(lambda pieces: pieces)
     outbox.put([memoryview(bytes(5000))])
     with pytest.raises(LinkBusyError):
         outbox.put([memoryview(b"x")])

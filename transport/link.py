@@ -32,9 +32,10 @@ from transport.data_socket import (
     send_now,
 )
 from transport.errors import LinkClosedError, TransportError
-from transport.framing import Allocate, heap_buffer
+from transport.framing import Allocate
 from transport.messages import Goodbye, Hello, Message
 from transport.types import Address, NodeId
+from transport.warm_memory import WarmMemory
 
 SEND_DEADLINE_S: Final = 10.0
 _READ_BYTES: Final = 64 << 10
@@ -286,15 +287,16 @@ class TlsDataReceiver:
         own: Hello,
         peer_node: NodeId,
         sink: DataSink,
-        allocate: Allocate = heap_buffer,
+        allocate: Allocate | None = None,
         deadline_s: float = HELLO_DEADLINE_S,
     ) -> TlsDataReceiver:
-        """As `TlsDataSender.start`. `allocate` gives the memory of each payload, on the receiving thread.
+        """As `TlsDataSender.start`. `allocate` gives the memory of each payload, on the receiving thread; by default
+        large ones use again what nobody holds any more.
 
         `sink.on_closed` is called exactly once, with None when either side closed on purpose. A TransportError
         raised by `sink.on_frame` ends the link with that error.
         """
-        connection = Connection(Role.DATA_RECEIVER, own, peer_node, allocate=allocate)
+        connection = Connection(Role.DATA_RECEIVER, own, peer_node, allocate=allocate or WarmMemory())
         greet(sock, connection, deadline_s)
         receiver = cls(sock, connection, peer_node, sink)
         receiver._thread.start()

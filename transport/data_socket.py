@@ -154,7 +154,7 @@ class Outbox:
                 self._queue.put(pieces)
 
     def _written(self, pieces: list[memoryview]) -> list[memoryview]:
-        """What is left for the thread: all of it where the link is broken, which is the thread's to find and to tell."""
+        """What is left for the thread: all of it where the link is broken, which the thread will find and tell."""
         try:
             return self._write_now(pieces)
         except OSError:

@@ -10,6 +10,7 @@ import asyncio
 import queue
 import socket
 import ssl
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -33,7 +34,8 @@ from transport.data_socket import (
 )
 from transport.errors import LinkClosedError, TransportError
 from transport.framing import Allocate
-from transport.messages import Goodbye, Hello, Message
+from transport.messages import Goodbye, Hello, LinkSpeed, Message
+from transport.speed import SpeedGauge
 from transport.types import Address, NodeId
 from transport.warm_memory import WarmMemory
 
@@ -181,6 +183,7 @@ class TlsDataSender:
         self._node = node
         self._on_closed = on_closed
         self._outbox = Outbox(partial(send_now, sock))
+        self.bytes_per_s = 0
         self._thread = SocketThread(f"vtp-send {node[:8]}", sock, self._work, self._ended)
 
     @classmethod
@@ -253,16 +256,19 @@ class TlsDataSender:
             if pieces is None:
                 break
             send_all(self._socket, pieces)
+            self._look_back()
             self._outbox.sent(pieces)
             del pieces  # not to hold a tensor's memory while idle
         send_all(self._socket, [memoryview(self._connection.send(Goodbye(""))[0])])
 
     def _look_back(self) -> None:
-        """Notice the other side's end, which is all that can come back on this link."""
+        """Notice the other side's end, or what it says of the link's speed: all that can come back on this link."""
         with suppress(BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             while True:
                 received = read_once(self._socket, self._connection)
-                if received is not None:
+                if received is not None and isinstance(received.message, LinkSpeed):
+                    self.bytes_per_s = received.message.bytes_per_s
+                elif received is not None:
                     raise LinkClosedError("The other machine closed the data link.")
 
     def _ended(self, error: TransportError | None) -> None:
@@ -273,11 +279,14 @@ class TlsDataSender:
 class TlsDataReceiver:
     """The receiving end of a data connection: one thread reads frames into their final memory, and calls the sink."""
 
-    def __init__(self, sock: socket.socket, connection: Connection, node: NodeId, sink: DataSink) -> None:
+    def __init__(
+        self, sock: socket.socket, connection: Connection, node: NodeId, sink: DataSink, gauge: SpeedGauge
+    ) -> None:
         self._socket = sock
         self._connection = connection
         self._node = node
         self._sink = sink
+        self._gauge = gauge
         self._thread = SocketThread(f"vtp-receive {node[:8]}", sock, self._work, self._ended)
 
     @classmethod
@@ -296,9 +305,16 @@ class TlsDataReceiver:
         `sink.on_closed` is called exactly once, with None when either side closed on purpose. A TransportError
         raised by `sink.on_frame` ends the link with that error.
         """
-        connection = Connection(Role.DATA_RECEIVER, own, peer_node, allocate=allocate or WarmMemory())
+        gauge, memory = SpeedGauge(), allocate or WarmMemory()
+
+        def for_payload(size_bytes: int) -> memoryview:
+            buffer = memory(size_bytes)
+            gauge.begin(size_bytes, time.monotonic())
+            return buffer
+
+        connection = Connection(Role.DATA_RECEIVER, own, peer_node, allocate=for_payload)
         greet(sock, connection, deadline_s)
-        receiver = cls(sock, connection, peer_node, sink)
+        receiver = cls(sock, connection, peer_node, sink, gauge)
         receiver._thread.start()
         return receiver
 
@@ -336,7 +352,14 @@ class TlsDataReceiver:
         """One read. A function of its own, so that no local name holds a payload's memory while idle."""
         received = read_once(self._socket, self._connection)
         if received is not None and not isinstance(received.message, Goodbye):
+            self._gauge.end(time.monotonic())
             self._sink.on_frame(self._node, received)
+            self._tell_speed()
+
+    def _tell_speed(self) -> None:
+        bytes_per_s = self._gauge.news()
+        if bytes_per_s is not None:
+            self._socket.sendall(self._connection.send(LinkSpeed(bytes_per_s))[0])
 
     def _ended(self, error: TransportError | None) -> None:
         self._sink.on_closed(self._node, error)

@@ -1,4 +1,4 @@
-"""Memory for large payloads that is used again: fresh pages cost as much time as receiving into them (`make bench-link`).
+"""Memory for large payloads that is used again: fresh pages cost as much time as receiving into them (`bench/link`).
 
 Never sockets, threads, or what the bytes mean.
 """

@@ -58,6 +58,11 @@ class DataSender(Protocol):
     @property
     def hello(self) -> Hello: ...
 
+    @property
+    def bytes_per_s(self) -> int:
+        """What a second brings to the other end, by its measure of large payloads; 0 before there were any."""
+        ...
+
     def send(self, epoch: int, number: int, message: Message, tensors: Sequence[TensorBuffer]) -> None:
         """Queue a frame from any thread. Raises LinkClosedError, or LinkBusyError when the bounded queue is full."""
         ...

@@ -21,6 +21,7 @@ from transport.messages import (
     Hello,
     Join,
     Leaving,
+    LinkSpeed,
     LoadProgress,
     Message,
     ModelFiles,
@@ -148,4 +149,5 @@ SAMPLES: Final[tuple[Sample, ...]] = (
     Sample(NotServed("The master serves another model.")),
     Sample(FetchProgress(3, 1 << 20, 5 << 20)),
     Sample(Leaving()),
+    Sample(LinkSpeed(125_000_000)),
 )

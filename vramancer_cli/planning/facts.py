@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from transport.types import CacheFormat, DeviceFacts, NodeId, WeightFormat
+from transport.types import CacheFormat, DeviceFacts, DeviceSpeed, NodeId, WeightFormat
 
 Place = tuple[NodeId, int]
 """A device of the cluster: its node, and its position among the devices that the node lends."""
@@ -17,7 +17,9 @@ Place = tuple[NodeId, int]
 class DeviceCapacity:
     """A device as the planner sees it. `limit_bytes`: all that it may hold of weights, KV and workspace.
 
-    `name` is for people: the node's, and the device's too where the node lends several.
+    `name` is for people: the node's, and the device's too where the node lends several. `speed`: what it was timed at
+    when it started; `layer_s`, `layer_token_s`: what a layer of this model took there lately in steps of a few tokens,
+    and for each token in steps of many (0: unknown); `round_trip_s`: between its node and the head, at its best lately.
     """
 
     node: NodeId
@@ -25,6 +27,10 @@ class DeviceCapacity:
     device: DeviceFacts
     limit_bytes: int
     position: int = 0
+    speed: DeviceSpeed | None = None
+    layer_s: float = 0.0
+    layer_token_s: float = 0.0
+    round_trip_s: float = 0.0
 
     @property
     def place(self) -> Place:

@@ -63,9 +63,10 @@ def reserve_reason(token_s: float, with_it_s: float, *, ends_bytes: int | None =
     `ends_bytes` is None except on the node that holds the ends.
     """
     ends = "" if ends_bytes is None else f"both ends ({format_bytes(ends_bytes)}) and no layers; "
-    times = f"{format_ms(token_s)} -> {format_ms(with_it_s)}"
+    if with_it_s == token_s:
+        return f"{ends}in reserve: the others are so much faster that its share is less than a layer"
     what = "would make a token slower" if with_it_s > token_s else "would gain less than a move costs"
-    return f"{ends}in reserve: {what}: {times}"
+    return f"{ends}in reserve: {what}: {format_ms(token_s)} -> {format_ms(with_it_s)}"
 
 
 def format_ms(seconds: float) -> str:

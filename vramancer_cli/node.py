@@ -178,6 +178,7 @@ async def _head(settings: NodeSettings, on_ready: OnReady, on_download: Progress
                 context_tokens=chosen.context_tokens,
                 quantize=weight_format(settings.quantize, chosen.facts.is_stored_packed),
                 kv_cache=settings.kv_cache,
+                prefer=settings.prefer,
             ),
             folder=chosen.folder,
             devices=devices,

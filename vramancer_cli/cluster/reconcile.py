@@ -16,7 +16,7 @@ from transport.types import NodeId
 from vramancer_cli.cluster.capacity import capacities, present
 from vramancer_cli.cluster.events import NodeDraining
 from vramancer_cli.cluster.records import BreakKind, Candidate
-from vramancer_cli.cluster.state import State, apply, candidates, considering, in_plan
+from vramancer_cli.cluster.state import State, apply, candidates, considering, in_plan, prefers_speed
 from vramancer_cli.planning.facts import DeviceCapacity
 from vramancer_cli.planning.worth import has_drifted
 
@@ -138,13 +138,18 @@ def _newcomers_due_at(state: State, now_there: frozenset[Candidate]) -> float | 
     if state.running + state.waiting == 0:
         return state.last_join_at + SETTLE_S
     was_tried = state.declined in ((now_there, True), (now_there, state.waiting > 0))
-    may_gain = state.waiting > 0 or all(device.speed is not None for device in present(state.nodes))
+    timed = prefers_speed(state) and all(device.speed is not None for device in present(state.nodes))
+    may_gain = timed or state.waiting > 0
     return state.last_join_at + BUSY_SETTLE_S if may_gain and not was_tried else None
 
 
 def _drift_due_at(state: State) -> float | None:
     """Measured speeds are compared with those of the last planning, and not too often."""
-    if state.serving_epoch is None or not has_drifted(state.tried_speeds, present(state.nodes)):
+    if (
+        state.serving_epoch is None
+        or not prefers_speed(state)
+        or not has_drifted(state.tried_speeds, present(state.nodes))
+    ):
         return None
     return state.planned_at + RECONSIDER_S
 

@@ -64,6 +64,11 @@ class State:
         return record.stage.epoch == plan.epoch and record.stage.status == "ready"
 
 
+def prefers_speed(state: State) -> bool:
+    """Whether plans are made by measured speed."""
+    return state.settings is not None and state.settings.prefer == "speed"
+
+
 def mismatch(state: State, record: NodeRecord) -> str | None:
     """Why the node may not compute together with the head; None when it may."""
     if state.head is None:
@@ -230,7 +235,8 @@ def _is_optional(state: State, plan: Plan) -> bool:
 
 def _is_worth_moving(state: State, old: Plan, plan: Plan) -> bool:
     traffic = Traffic(state.running, state.waiting, state.running_tokens)
-    return worth_moving(old, plan, present(state.nodes), traffic, load_bytes_per_s(state.nodes))
+    devices = present(state.nodes) if prefers_speed(state) else ()
+    return worth_moving(old, plan, devices, traffic, load_bytes_per_s(state.nodes))
 
 
 def _declined(state: State, old: Plan, plan: Plan) -> State:
@@ -308,10 +314,11 @@ def _stage_progressed(
         moved_at = event.at if fraction > record.stage.loaded_fraction else record.stage.moved_at
         stage = replace(record.stage, loaded_fraction=fraction, moved_at=moved_at)
     else:
-        took_s = event.at - record.stage.assigned_at
-        if record.stage.load_bytes and took_s > 0:
-            record = replace(record, load_bytes_per_s=record.stage.load_bytes / took_s)
-        stage = replace(record.stage, status="ready", loaded_fraction=1.0, direct=event.direct)
+        held = record.stage
+        took_s = event.at - held.assigned_at
+        if held.load_bytes and took_s > 0:
+            record = replace(record, load_bytes_per_s=held.load_bytes / took_s)
+        stage = replace(held, status="ready", loaded_fraction=1.0, direct=event.direct)
     return _with(state, replace(record, stage=stage))
 
 

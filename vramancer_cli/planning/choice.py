@@ -109,12 +109,13 @@ class _Cuts:
         """Bytes in proportion to speed; what does not fit into one device's room goes to the others."""
         speeds = [1 / self.speeds.layer_s[device.place] for device in self.devices]
         shares = [0.0] * len(rooms)
-        left_bytes, open_ = float(sum(self.layer_bytes)), {index for index, room in enumerate(rooms) if room > 0}
-        while open_ and left_bytes > 0:
-            speed = sum(speeds[index] for index in sorted(open_))
-            full = {index for index in open_ if speeds[index] / speed * left_bytes >= rooms[index]}
-            for index in full or open_:
-                shares[index] = rooms[index] if full else speeds[index] / speed * left_bytes
-            left_bytes -= sum(shares[index] for index in full)
-            open_ = open_ - full if full else set()
+        left_bytes = float(sum(self.layer_bytes))
+        left: list[int] = [index for index, room in enumerate(rooms) if room > 0]
+        while left and left_bytes > 0:
+            wanted = {index: speeds[index] / sum(speeds[other] for other in left) * left_bytes for index in left}
+            full = {index: float(rooms[index]) for index in left if wanted[index] >= rooms[index]}
+            for index, share in (full or wanted).items():
+                shares[index] = share
+            left_bytes -= sum(full.values())
+            left = [index for index in left if index not in full] if full else []
         return [int(share / max(1.0, sum(self.layer_bytes)) * _SHARES) for share in shares]

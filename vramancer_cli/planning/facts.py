@@ -6,8 +6,11 @@ Values only. Never torch, sockets, clocks.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from transport.types import CacheFormat, DeviceFacts, DeviceSpeed, NodeId, WeightFormat
+
+Preference = Literal["speed", "room"]
 
 Place = tuple[NodeId, int]
 """A device of the cluster: its node, and its position among the devices that the node lends."""
@@ -39,7 +42,10 @@ class DeviceCapacity:
 
 @dataclass(frozen=True, slots=True)
 class PlanSettings:
-    """What the person chose. `dtype` may be "auto"; `context_tokens` >= 1 is cut to what the checkpoint declares."""
+    """What the person chose. `dtype` may be "auto"; `context_tokens` >= 1 is cut to what the checkpoint declares.
+
+    `prefer` "room": every node holds what it can, whatever a token takes then.
+    """
 
     dtype: str
     context_tokens: int
@@ -48,3 +54,4 @@ class PlanSettings:
     max_sequences: int = 16
     quantize: WeightFormat = "none"
     kv_cache: CacheFormat = "plain"
+    prefer: Preference = "speed"

@@ -40,7 +40,7 @@ def place(
     ranges = offer.cut()
     if ranges is None:
         raise _does_not_fit(facts, settings, offer)
-    choice = offer.choose() or Choice(ranges, {})
+    choice = (offer.choose() if settings.prefer == "speed" else None) or Choice(ranges, {})
     return _plan(facts, settings, dtype, epoch, offer, choice)
 
 

@@ -103,6 +103,12 @@ def test_a_node_behind_a_slow_link_is_left_out_while_the_others_hold_the_model()
     assert TWO in layers(needed), "without it the model does not fit"
 
 
+def test_a_person_who_prefers_room_gets_all_nodes_to_hold_what_they_can() -> None:
+    nodes = timed(0, 5), timed(1, 50, round_trip_ms=200)
+    assert set(layers(planned(*nodes, chosen=replace(settings(), prefer="room")))) == {HEAD, ONE}
+    assert set(layers(planned(*nodes))) == {HEAD}
+
+
 def test_where_there_is_hardly_room_all_hold_what_they_can() -> None:
     """Room for more than one context is worth more than a trip."""
     nodes = [timed(number, 1, limit_bytes=22_000, round_trip_ms=5) for number in range(3)]

@@ -276,7 +276,7 @@ def through_the_api(nodes: int, repetitions: int) -> list[Row]:
         local_cluster(Path(name) / "off") as plain,
     ):
         for cluster, draft in ((drafting, "auto"), (plain, "off")):
-            cluster.start_head("--draft", draft)
+            cluster.start_head("--draft", draft, "--prefer", "room")
             for _ in range(nodes - 1):
                 cluster.add_worker()
             cluster.wait_ready(nodes)

@@ -76,9 +76,19 @@ def _facts(status: ClusterStatus, glyphs: Glyphs, width: int) -> RenderResult:
     queue = f"{status.running} running, {status.waiting} waiting"
     rate = Text.assemble(" ", (f"{status.tokens_per_s:.1f}", "bold"), f" tokens/s{between}{queue}{between}")
     yield _fitted(rate.append(plain(status.api_url), style="cyan"), width)
+    yield from _speed_line(status, width)
     if status.tokens_per_trip is not None and status.draft_acceptance is not None:
         trips = f" {status.tokens_per_trip:.2f} tokens a trip{between}{status.draft_acceptance:.0%} of guesses right"
         yield _fitted(Text(trips), width)
+
+
+def _speed_line(status: ClusterStatus, width: int) -> RenderResult:
+    """What one answer gets, without guesses: by what was measured of nodes and links, and as it really was."""
+    if status.predicted_tokens_per_s is not None:
+        told = [f"{status.predicted_tokens_per_s:.1f} predicted"]
+        if status.measured_tokens_per_s is not None:
+            told.append(f"{status.measured_tokens_per_s:.1f} measured")
+        yield _fitted(Text(f" one answer alone, tokens/s: {', '.join(told)}"), width)
 
 
 def _prefix_line(status: ClusterStatus, width: int) -> RenderResult:

@@ -29,6 +29,7 @@ from vramancer_cli.settings import (
     Dtype,
     KvCache,
     NodeSettings,
+    Prefer,
     Quantize,
     Role,
     parse_context,
@@ -147,6 +148,9 @@ class NodeFlags:
     kv_cache: Annotated[
         KvCache, setting("--kv-cache", "plain, or int8: keys and values in about half the memory.", metavar="FORMAT")
     ] = "plain"
+    prefer: Annotated[
+        Prefer, setting("--prefer", "speed: only nodes that make a token faster; room: all.", metavar="WHAT")
+    ] = "speed"
     context: Annotated[
         int | None,
         setting(
@@ -240,6 +244,7 @@ def node_settings(
         cache_folder=cache,
         quantize=flags.quantize,
         kv_cache=flags.kv_cache,
+        prefer=flags.prefer,
         prefix_cache=not flags.no_prefix_cache,
         draft=flags.draft,
     )

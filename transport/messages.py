@@ -23,6 +23,7 @@ from transport.types import (
     Natural,
     NodeFacts,
     NodeId,
+    Seconds,
     Versions,
     WeightFormat,
 )
@@ -180,11 +181,17 @@ class Plan(msgspec.Struct, frozen=True):
         return LayerRange(self.stages[first].layers.start, self.stages[self.run(first)[-1]].layers.end)
 
 
-class DeviceLoad(msgspec.Struct, frozen=True):
-    """A device's own figures. `layer_tokens` counts executed (layer, token) pairs since start."""
+class DeviceLoad(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A device's own figures. `layer_tokens` counts executed (layer, token) pairs since start.
+
+    `layer_s`: what a layer of its stage took lately in a step of a few tokens; `layer_token_s`: what a layer and token
+    took in a step of many. 0: nothing was timed yet.
+    """
 
     memory_used_bytes: Natural
     layer_tokens: Natural
+    layer_s: Seconds = 0.0
+    layer_token_s: Seconds = 0.0
 
 
 class LinkLoad(msgspec.Struct, frozen=True):

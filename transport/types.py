@@ -81,13 +81,27 @@ MAX_DEVICES: Final = 16
 """As many devices of one node may be in a plan."""
 
 
-class OfferedDevice(msgspec.Struct, frozen=True):
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=3600)]
+"""A duration; the codec refuses one from the wire that is negative, not finite or over an hour."""
+
+
+class DeviceSpeed(msgspec.Struct, frozen=True):
+    """What a device was timed at when its node started, in float32 and for one row: what a layer takes beside reading
+    its weights (`layer_s`), and how many bytes of weights a product reads in a second.
+    """
+
+    layer_s: Seconds
+    bytes_per_s: Annotated[float, msgspec.Meta(gt=0, le=1e18)]
+
+
+class OfferedDevice(msgspec.Struct, frozen=True, omit_defaults=True):
     """A device that a node lends. `limit_bytes`: all that the node will ever allocate on it for weights, KV and
-    workspace (its `--memory`).
+    workspace (its `--memory`). `speed` None: the node's program does not time its devices.
     """
 
     facts: DeviceFacts
     limit_bytes: Natural
+    speed: DeviceSpeed | None = None
 
 
 class Versions(msgspec.Struct, frozen=True):

@@ -27,7 +27,7 @@ from transport.identity import ClusterAuthority, Credentials
 from transport.messages import PROTOCOL_MAJOR, PROTOCOL_MINOR, Hello, ModelRef
 from transport.pairing import CLUSTER_PREFIX_DIGITS, PairingDesk
 from transport.types import Address, NodeFacts, NodeId, OfferedDevice, Peer, Versions
-from vramancer_cli.engine.torch_engine import open_engines
+from vramancer_cli.engine.torch_engine import TorchEngine, open_engines
 from vramancer_cli.errors import UsageError
 from vramancer_cli.models import catalog
 from vramancer_cli.models.facts import ModelFacts
@@ -178,6 +178,7 @@ async def _head(settings: NodeSettings, on_ready: OnReady, on_download: Progress
                 context_tokens=chosen.context_tokens,
                 quantize=weight_format(settings.quantize, chosen.facts.is_stored_packed),
                 kv_cache=settings.kv_cache,
+                prefer=settings.prefer,
             ),
             folder=chosen.folder,
             devices=devices,
@@ -351,7 +352,13 @@ async def _nobody_dials_a_worker(link: ControlLink) -> None:
 async def _devices(stack: contextlib.AsyncExitStack, settings: NodeSettings) -> tuple[LocalDevice, ...]:
     """What this node lends, each with a thread of its own; off the loop, for drivers take their time to start."""
     engines = await asyncio.to_thread(open_engines, settings.devices, settings.memory_bytes)
-    return tuple(LocalDevice(engine, _thread(stack, str(engine.device_facts()))) for engine in engines)
+    return tuple([await _started(stack, engine) for engine in engines])
+
+
+async def _started(stack: contextlib.AsyncExitStack, engine: TorchEngine) -> LocalDevice:
+    """A device on its thread, timed there before anything else."""
+    thread = _thread(stack, str(engine.device_facts()))
+    return LocalDevice(engine, thread, await thread.run(engine.probe))
 
 
 def _thread(stack: contextlib.AsyncExitStack, name: str) -> DeviceThread:
@@ -438,7 +445,7 @@ def _facts(settings: NodeSettings, credentials: Credentials, devices: Sequence[L
         node_id=credentials.node_id,
         name=settings.name,
         os=f"{platform.system()} {platform.release()}",
-        devices=tuple(OfferedDevice(d.engine.device_facts(), d.engine.limit_bytes) for d in devices),
+        devices=tuple(OfferedDevice(d.engine.device_facts(), d.engine.limit_bytes, d.speed) for d in devices),
         addresses=local_addresses(port),
         versions=_versions(),
     )

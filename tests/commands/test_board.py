@@ -49,6 +49,13 @@ def test_what_guessing_ahead_is_worth_is_told_where_it_happened() -> None:
     assert drawn(Board(silent), 80) == drawn(Board(CLUSTER), 80)
 
 
+def test_what_one_answer_should_get_stands_beside_what_it_got() -> None:
+    predicted = replace(CLUSTER, predicted_tokens_per_s=24.04)
+    assert "tokens/s: 24.0 predicted" in "\n".join(drawn(Board(predicted), 80))
+    both = replace(predicted, measured_tokens_per_s=21.96)
+    assert "24.0 predicted, 22.0 measured" in "\n".join(drawn(Board(both), 80))
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_segments_are_proportional_to_layers_and_fill_the_line(width: int) -> None:
     bar = bar_of(drawn(Board(CLUSTER), width))

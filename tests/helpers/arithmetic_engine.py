@@ -15,7 +15,7 @@ from typing import Any
 from transport.contracts import TensorBuffer
 from transport.errors import RemoteProtocolError
 from transport.messages import ModelRef, Plan, Step
-from transport.types import DeviceFacts, TensorSpec
+from transport.types import DeviceFacts, DeviceSpeed, TensorSpec
 from vramancer_cli.engine.block_tables import BlockTables, PlacedRow
 from vramancer_cli.errors import OverLimitError
 from vramancer_cli.models.facts import ModelFacts
@@ -153,8 +153,9 @@ def _read(rows: list[int], readout: Readout) -> RowOutput:
 class ArithmeticEngine:
     """`present_bytes`: what the machine really has, when less than the limit that it promised.
 
-    `index` tells the devices of one node apart. `layers_loaded` counts those that had to be read. `loads_badly` is
-    raised by every load; `own_digest` is that of the checkpoint on this machine.
+    `index` tells the devices of one node apart. `layers_loaded` counts those that had to be read. `layer_s`,
+    `speed`: what the machine says that a layer takes, and took at its start. `loads_badly` is raised
+    by every load; `own_digest` is that of the checkpoint on this machine.
     """
 
     def __init__(self, limit_bytes: int, present_bytes: int | None = None, index: int = 0) -> None:
@@ -167,6 +168,8 @@ class ArithmeticEngine:
         self.layer_tokens = 0
         self.handed_over = 0
         self.layers_loaded = 0
+        self.layer_s = self.layer_token_s = 0.0
+        self.speed: DeviceSpeed | None = None
 
     def device_facts(self) -> DeviceFacts:
         return DeviceFacts("cpu", self.index, "arithmetic", self.limit_bytes, self.limit_bytes)

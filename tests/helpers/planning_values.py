@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import accumulate
 
 from hypothesis import strategies as st
 
 from transport.messages import DeviceLoad, ModelRef, NodeLoad
-from transport.types import Address, DeviceFacts, DeviceKind, NodeFacts, NodeId, OfferedDevice, Versions
+from transport.types import Address, DeviceFacts, DeviceKind, DeviceSpeed, NodeFacts, NodeId, OfferedDevice, Versions
 from vramancer_cli.models.facts import ModelFacts, WindowElements
 from vramancer_cli.models.quantisation import Quantisable
 from vramancer_cli.planning.facts import DeviceCapacity, PlanSettings
@@ -61,6 +62,12 @@ def device(kind: DeviceKind = "cpu", index: int = 0) -> DeviceFacts:
 def capacity(number: int, limit_bytes: int, kind: DeviceKind = "cpu", position: int = 0) -> DeviceCapacity:
     name = f"node-{number} {kind}:{position}" if position else f"node-{number}"
     return DeviceCapacity(node_id(number), name, device(kind, position), limit_bytes, position)
+
+
+def timed(number: int, layer_ms: float, *, limit_bytes: int = 100_000, round_trip_ms: float = 0.0) -> DeviceCapacity:
+    """A device on which a layer takes so long, whatever its size."""
+    speed = DeviceSpeed(layer_ms / 1000, 1e18)
+    return replace(capacity(number, limit_bytes), speed=speed, round_trip_s=round_trip_ms / 1000)
 
 
 def node_facts(number: int, *limits_bytes: int, versions: Versions = VERSIONS) -> NodeFacts:

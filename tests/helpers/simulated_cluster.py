@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.helpers.arithmetic_engine import REF, ArithmeticEngine, LoopDevice, facts
 from transport.inproc import InprocHub, InprocNetwork
 from transport.messages import PROTOCOL_MAJOR, PROTOCOL_MINOR, Hello, Plan
-from transport.types import Address, NodeFacts, NodeId, OfferedDevice, Versions
+from transport.types import Address, DeviceSpeed, NodeFacts, NodeId, OfferedDevice, Versions
 from vramancer_cli.models.sampling import Sampling
 from vramancer_cli.planning.facts import PlanSettings
 from vramancer_cli.planning.plan import held_bytes
@@ -33,7 +33,7 @@ def hello(number: int) -> Hello:
 
 
 def node_facts(number: int, *engines: ArithmeticEngine) -> NodeFacts:
-    devices = tuple(OfferedDevice(engine.device_facts(), engine.limit_bytes) for engine in engines)
+    devices = tuple(OfferedDevice(engine.device_facts(), engine.limit_bytes, engine.speed) for engine in engines)
     addresses = (Address(node_id(number), 1),)
     return NodeFacts(node_id(number), f"node-{number}", "test", devices, addresses, VERSIONS)
 
@@ -81,11 +81,19 @@ class SimulatedWorker:
 class SimulatedCluster:
     """Node 0 is the head. Use as an async context manager inside virtual_time.run."""
 
-    def __init__(self, head_limit_bytes: int, layers: int = 6, work_s: float = 0.01, latency_s: float = 0.001) -> None:
+    def __init__(
+        self,
+        head_limit_bytes: int,
+        layers: int = 6,
+        work_s: float = 0.01,
+        latency_s: float = 0.001,
+        head_speed: DeviceSpeed | None = None,
+    ) -> None:
         self.layers = layers
         self.work_s = work_s
         self.hub = SimulatedHub(latency_s)
         self.engine = ArithmeticEngine(head_limit_bytes)
+        self.engine.speed = head_speed
         self.workers: dict[int, SimulatedWorker] = {}
 
     async def __aenter__(self) -> SimulatedCluster:

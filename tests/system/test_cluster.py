@@ -95,10 +95,18 @@ def test_chat_from_the_terminal(three_nodes: LocalCluster) -> None:
 
 
 def test_joins_by_discovery(cluster: LocalCluster) -> None:
+    """Each could hold the model alone, and is no faster than the other: the second stays in reserve, and says why."""
     cluster.memory = ""
     cluster.start_head()
     cluster.add_worker(discover=True)
-    cluster.wait_ready(2)
+    status = cluster.wait_ready(1)
+    while not (
+        worker := next((node for node in status.nodes if node.role == "worker" and node.state == "spare"), None)
+    ):
+        time.sleep(0.2)
+        status = cluster.client.status()
+    assert "in reserve: " in worker.why
+    assert status.predicted_tokens_per_s is not None
 
 
 @pytest.mark.faults

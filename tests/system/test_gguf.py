@@ -37,7 +37,7 @@ def test_two_nodes_answer_out_of_a_gguf_file(tmp_path: Path) -> None:
     assert float((top[:, 0] - top[:, 1]).min()) > MARGIN
     expected = tokenizer.decode(made.sequences[0, len(prompt) :], skip_special_tokens=True)
     with local_cluster(tmp_path / "nodes") as cluster:
-        cluster.start_head("--model", str(file), "--dtype", "float32")
+        cluster.start_head("--model", str(file), "--dtype", "float32", "--prefer", "room")
         cluster.add_worker()
         assert cluster.wait_ready(2).quantize == "stored"
         client = OpenAI(base_url=f"{cluster.head.api_url}/v1", api_key="none", max_retries=0, timeout=60)

@@ -102,7 +102,7 @@ def test_a_fresh_llama_folder_over_two_nodes(tmp_path: Path) -> None:
     assert len(chosen) == REQUESTS
     prompts, expected = [drawn[n] for n in chosen], [texts[n] for n in chosen]
     with local_cluster(tmp_path) as cluster:
-        cluster.start_head("--model", str(folder))
+        cluster.start_head("--model", str(folder), "--prefer", "room")
         cluster.add_worker()
         cluster.wait_ready(2)
         assert served(cluster, "fresh", prompts, 1.0) == expected

@@ -9,10 +9,12 @@ import math
 
 from transport.messages import DeviceLoad, StagePlan
 from transport.types import NodeId, OfferedDevice
+from vramancer_cli.cluster.capacity import present
 from vramancer_cli.cluster.reconcile import planning_due_at
 from vramancer_cli.cluster.records import NodeRecord
 from vramancer_cli.cluster.state import State, candidates, in_plan, mismatch
 from vramancer_cli.cluster.status import ClusterStatus, DeviceStatus, NodeState, NodeStatus, ServiceState
+from vramancer_cli.planning.speed import predicted_token_s
 
 
 def cluster_status(
@@ -30,6 +32,7 @@ def cluster_status(
     tokens_per_trip: float | None = None,
     draft_acceptance: float | None = None,
     prefix_tokens: tuple[int, int] = (0, 0),
+    trip_s: float | None = None,
 ) -> ClusterStatus:
     """Nodes in pipeline order, then the others by name, the lost ones last."""
     plan, model, settings = state.active_plan, state.model, state.settings
@@ -56,7 +59,13 @@ def cluster_status(
         nodes=tuple(_node_status(state, node, now) for node in _board_order(state)),
         prefix_found_tokens=prefix_tokens[0],
         prefix_asked_tokens=prefix_tokens[1],
+        predicted_tokens_per_s=_per_s(predicted_token_s(plan, present(state.nodes)) if plan is not None else None),
+        measured_tokens_per_s=_per_s(trip_s),
     )
+
+
+def _per_s(seconds: float | None) -> float | None:
+    return 1 / seconds if seconds else None
 
 
 def service_state(state: State) -> tuple[ServiceState, str]:
@@ -218,7 +227,7 @@ def _why_joined(state: State, node: NodeId) -> str:
         return "not used: the model does not fit yet"
     is_busy = state.running > 0 or state.waiting > 0
     if state.active_plan is not None and is_busy and node in candidates(state):
-        return "used as soon as no request is running, or enough of them wait"
+        return "used as soon as no request is running, or where the gain is worth a pause"
     return "waits for its layers"
 
 

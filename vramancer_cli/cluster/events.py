@@ -122,6 +122,7 @@ class StageBecameReady:
     node: NodeId
     epoch: int
     direct: bool
+    at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,10 +183,11 @@ class RequestsEnded:
 
 @dataclass(frozen=True, slots=True)
 class BusyChanged:
-    """How many requests run and wait."""
+    """How many requests run and wait; `running_tokens`: of all sequences that run."""
 
     running: int
     waiting: int
+    running_tokens: int = 0
 
 
 Event = (

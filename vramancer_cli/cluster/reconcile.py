@@ -13,10 +13,12 @@ from typing import Final, Literal
 
 from transport.messages import Plan
 from transport.types import NodeId
+from vramancer_cli.cluster.capacity import capacities, present
 from vramancer_cli.cluster.events import NodeDraining
-from vramancer_cli.cluster.records import BreakKind, NodeRecord
-from vramancer_cli.cluster.state import State, apply, candidates, considering, in_plan
+from vramancer_cli.cluster.records import BreakKind, Candidate
+from vramancer_cli.cluster.state import State, apply, candidates, considering, in_plan, prefers_speed
 from vramancer_cli.planning.facts import DeviceCapacity
+from vramancer_cli.planning.worth import has_drifted
 
 RETURN_S: Final = 5.0
 """When what is left cannot hold the model, requests wait so long for a machine to be back: a link that only broke, or a
@@ -27,6 +29,9 @@ SETTLE_S = 1.0
 """Machines switched on together join within this time of each other, and cause one plan."""
 BUSY_SETTLE_S: Final = 10.0
 """The same while requests run and wait: each plan costs them a pause."""
+
+RECONSIDER_S: Final = 30.0
+"""Between two plans that are only made because nodes have become faster or slower."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,23 +118,40 @@ def planning_due_at(state: State) -> float | None:
     """When planning is due, after the last join has settled; None while there is nothing to plan.
 
     Without a sound plan, planning is due once the nodes or their limits differ from those last tried. With one, a
-    newcomer is worth it while nothing runs or waits, and a try where requests wait (`state.apply` decides then whether
-    the plan is worth their pause). A node that is to hand its layers over always is. A lost node that held nothing
-    changes nothing.
+    newcomer is worth a try, and so are speeds that have changed (`planning.worth` says whether the plan is then worth
+    the move). A node that is to hand its layers over always is. A lost node that held nothing changes nothing.
     """
     if state.model is None or state.head is None:
         return None
-    present = considering(state)
+    now_there = considering(state)
     if state.active_plan is None or state.broken is not None:
-        wanted = present != state.considered
-    elif any(record.draining and in_plan(state, node) for node, record in state.nodes.items()):
+        return state.last_join_at + SETTLE_S if now_there != state.considered else None
+    if any(record.draining and in_plan(state, node) for node, record in state.nodes.items()):
         return 0.0
-    else:
-        wanted = state.considered is None or not present <= state.considered
-        if wanted and state.running + state.waiting > 0:
-            gains = state.waiting > 0 and present != state.declined
-            return state.last_join_at + BUSY_SETTLE_S if gains else None
-    return state.last_join_at + SETTLE_S if wanted else None
+    due = (_newcomers_due_at(state, now_there), _drift_due_at(state))
+    return min((at for at in due if at is not None), default=None)
+
+
+def _newcomers_due_at(state: State, now_there: frozenset[Candidate]) -> float | None:
+    if state.considered is not None and now_there <= state.considered:
+        return None
+    if state.running + state.waiting == 0:
+        return state.last_join_at + SETTLE_S
+    was_tried = state.declined in ((now_there, True), (now_there, state.waiting > 0))
+    timed = prefers_speed(state) and all(device.speed is not None for device in present(state.nodes))
+    may_gain = timed or state.waiting > 0
+    return state.last_join_at + BUSY_SETTLE_S if may_gain and not was_tried else None
+
+
+def _drift_due_at(state: State) -> float | None:
+    """Measured speeds are compared with those of the last planning, and not too often."""
+    if (
+        state.serving_epoch is None
+        or not prefers_speed(state)
+        or not has_drifted(state.tried_speeds, present(state.nodes))
+    ):
+        return None
+    return state.planned_at + RECONSIDER_S
 
 
 def _stop(state: State) -> StopServing | None:
@@ -162,20 +184,12 @@ def _end_requests(state: State) -> EndRequests:
 
 
 def _make_plan(state: State) -> MakePlan:
-    usable = sorted(candidates(state).items())
-    return MakePlan(state.epoch + 1, tuple(device for _, record in usable for device in _capacities(record)))
+    return MakePlan(state.epoch + 1, capacities(candidates(state).items()))
 
 
 def plan_without(state: State, node: NodeId) -> MakePlan:
     """What would be planned with, had `node` to hand its layers over."""
     return _make_plan(apply(state, NodeDraining(node)))
-
-
-def _capacities(record: NodeRecord) -> Iterator[DeviceCapacity]:
-    facts = record.facts
-    for position, (offered, limit_bytes) in enumerate(zip(facts.devices, record.limits, strict=True)):
-        name = facts.name if len(facts.devices) == 1 else f"{facts.name} {offered.facts}"
-        yield DeviceCapacity(facts.node_id, name, offered.facts, limit_bytes, position)
 
 
 def _releases(state: State) -> Iterator[Release]:

@@ -40,7 +40,8 @@ class StageRecord:
     """What a node holds or loads of a plan: all its stages. `loaded_fraction` is 0 to 1; `moved_at`: when it was
     assigned or last got further.
 
-    `fetch_bytes`: of its weights, what it did not have; `fetched_bytes` of them have come.
+    `fetch_bytes`: of its weights, what it did not have; `fetched_bytes` of them have come. `load_bytes`: what it has to
+    read, where all of it is new to the node; 0 where it held some before.
     """
 
     epoch: int
@@ -50,6 +51,8 @@ class StageRecord:
     fetch_bytes: int = 0
     moved_at: float = 0.0
     direct: bool = False
+    assigned_at: float = 0.0
+    load_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,8 @@ class NodeRecord:
     refused.
 
     `may_hold`: it has joined, and nobody has told it yet to hold or to unload anything. `draining`: it is to hold
-    nothing, until it joins again.
+    nothing, until it joins again. `best_round_trip_s`: the least lately, which is the network's share of it;
+    `load_bytes_per_s`: how fast it loaded its last stage of which it held nothing before (both 0: not measured yet).
     """
 
     facts: NodeFacts
@@ -74,6 +78,8 @@ class NodeRecord:
     trouble: Trouble = field(default_factory=Trouble)
     may_hold: bool = False
     draining: bool = False
+    best_round_trip_s: float = 0.0
+    load_bytes_per_s: float = 0.0
 
     @property
     def resting(self) -> bool:

@@ -8,21 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import assert_never
+from typing import Final, assert_never
 
 from transport.messages import Plan
 from transport.types import NodeId
 from vramancer_cli.cluster import events
+from vramancer_cli.cluster.capacity import load_bytes_per_s, present
 from vramancer_cli.cluster.records import Candidate, Failure, Interruption, NodeRecord, PlanBreak, StageRecord, Trouble
 from vramancer_cli.models.facts import ModelFacts
-from vramancer_cli.planning.facts import PlanSettings
-from vramancer_cli.planning.plan import held_bytes, same_deployment, with_reasons, worth_moving
+from vramancer_cli.planning.facts import Place, PlanSettings
+from vramancer_cli.planning.plan import held_bytes, same_deployment, weights_bytes, with_reasons
+from vramancer_cli.planning.worth import Traffic, declined_reasons, worth_moving
+
+_BELIEVED: Final = 1.05
+"""So many times as long a round trip is taken for the network's, with each one that is longer."""
 
 
 @dataclass(frozen=True, slots=True)
 class State:
     """`epoch`: the highest ever given. `considered`: what the last planning had before it; None: plan in any case.
-    `declined`: with what a plan was made that was not worth a pause of those who ran.
+    `declined`: with what, and whether requests waited, a plan was made that was not worth a pause of those who ran.
+    `planned_at`: when the last planning was; `tried_speeds`: what a layer took on each device by then.
 
     `active_plan` is the one loading or serving; with `broken` it only waits to be replaced. `serving_epoch` may
     still be an older plan's until that one has been stopped. `interruption`: what it served before waits meanwhile.
@@ -35,12 +41,15 @@ class State:
     active_plan: Plan | None = None
     broken: PlanBreak | None = None
     considered: frozenset[Candidate] | None = None
-    declined: frozenset[Candidate] | None = None
+    declined: tuple[frozenset[Candidate], bool] | None = None
+    planned_at: float = 0.0
+    tried_speeds: Mapping[Place, float] = field(default_factory=dict[Place, float])
     failure: Failure | None = None
     interruption: Interruption | None = None
     serving_epoch: int | None = None
     running: int = 0
     waiting: int = 0
+    running_tokens: int = 0
     last_join_at: float = 0.0
 
     @property
@@ -53,6 +62,11 @@ class State:
         if record is None or record.stage is None or plan is None:
             return False
         return record.stage.epoch == plan.epoch and record.stage.status == "ready"
+
+
+def prefers_speed(state: State) -> bool:
+    """Whether plans are made by measured speed."""
+    return state.settings is not None and state.settings.prefer == "speed"
 
 
 def mismatch(state: State, record: NodeRecord) -> str | None:
@@ -95,9 +109,9 @@ def apply(state: State, event: events.Event) -> State:
         case events.NodeDraining():
             return _draining(state, event.node)
         case events.Planned():
-            return _planned(state, event.plan)
+            return _planned(state, event)
         case events.PlanFailed():
-            return _plan_failed(state, Failure(event.reason, event.missing_bytes, event.at))
+            return _plan_failed(_tried(state, event.at), Failure(event.reason, event.missing_bytes, event.at))
         case events.Assigned():
             return _assigned(state, event)
         case events.StageFetching() | events.StageLoading() | events.StageBecameReady():
@@ -115,7 +129,8 @@ def apply(state: State, event: events.Event) -> State:
         case events.RequestsEnded():
             return replace(state, interruption=None)
         case events.BusyChanged():
-            return replace(state, running=max(0, event.running), waiting=max(0, event.waiting))
+            counts = max(0, event.running), max(0, event.waiting), max(0, event.running_tokens)
+            return replace(state, running=counts[0], waiting=counts[1], running_tokens=counts[2])
         case _:
             assert_never(event)
 
@@ -149,7 +164,15 @@ def _heard(state: State, event: events.NodeHeard) -> State:
         return state
     round_trip_s = record.round_trip_s if event.round_trip_s is None else event.round_trip_s
     last_heard = max(record.last_heard, event.at)
-    return _with(state, replace(record, load=event.load, round_trip_s=round_trip_s, last_heard=last_heard))
+    heard = replace(record, load=event.load, round_trip_s=round_trip_s, last_heard=last_heard)
+    return _with(state, replace(heard, best_round_trip_s=_best(record.best_round_trip_s, event.round_trip_s)))
+
+
+def _best(best_s: float, round_trip_s: float | None) -> float:
+    """What is longer than the network takes waited somewhere; a network that has become slower is believed slowly."""
+    if round_trip_s is None:
+        return best_s
+    return min(round_trip_s, best_s * _BELIEVED) if best_s else round_trip_s
 
 
 def _lost(state: State, event: events.NodeLost) -> State:
@@ -184,24 +207,45 @@ def _draining(state: State, node: NodeId) -> State:
 # --- plans ----------------------------------------------------------------------------------------------------------
 
 
-def _planned(state: State, plan: Plan) -> State:
+def _tried(state: State, at: float) -> State:
+    speeds = {device.place: device.layer_s for device in present(state.nodes) if device.layer_s}
+    return replace(state, planned_at=max(state.planned_at, at), tried_speeds=speeds)
+
+
+def _planned(state: State, event: events.Planned) -> State:
+    plan = event.plan
     if plan.epoch <= state.epoch or state.model is None or plan.model != state.model.ref:
         return state
-    old = state.active_plan
+    state, old = _tried(state, event.at), state.active_plan
     if old is not None and state.broken is None and same_deployment(old, plan):
         kept = with_reasons(old, plan.reasons)
         return replace(state, active_plan=kept, epoch=plan.epoch, considered=considering(state))
-    if old is not None and state.broken is None and _is_optional(state, old) and not worth_moving(old, plan):
-        return replace(state, epoch=plan.epoch, declined=considering(state))
+    if old is not None and state.broken is None and _is_optional(state, old) and not _is_worth_moving(state, old, plan):
+        return _declined(state, old, plan)
     state = replace(state, active_plan=plan, epoch=plan.epoch, considered=considering(state), broken=None, failure=None)
     gone = next((node for node, _ in held_bytes(plan) if node not in candidates(state)), None)
     return state if gone is None else _break(state, PlanBreak("a node was lost while planning", gone))
 
 
 def _is_optional(state: State, plan: Plan) -> bool:
-    """Whether requests run or wait on a plan that could go on as it is."""
-    is_busy = state.serving_epoch == plan.epoch and state.running + state.waiting > 0
-    return is_busy and not any(state.nodes[node].draining for node, _ in held_bytes(plan))
+    """Whether the plan could go on as it is: it serves, and none of its nodes is to hand its layers over."""
+    serves = state.serving_epoch == plan.epoch
+    return serves and not any(state.nodes[node].draining for node, _ in held_bytes(plan))
+
+
+def _is_worth_moving(state: State, old: Plan, plan: Plan) -> bool:
+    traffic = Traffic(state.running, state.waiting, state.running_tokens)
+    devices = present(state.nodes) if prefers_speed(state) else ()
+    return worth_moving(old, plan, devices, traffic, load_bytes_per_s(state.nodes))
+
+
+def _declined(state: State, old: Plan, plan: Plan) -> State:
+    """Tried again once nothing runs; then it is settled until the nodes or their speeds have changed."""
+    is_busy = state.running + state.waiting > 0
+    if is_busy:
+        return replace(state, epoch=plan.epoch, declined=(considering(state), state.waiting > 0))
+    kept = with_reasons(old, declined_reasons(old, plan, present(state.nodes)))
+    return replace(state, epoch=plan.epoch, active_plan=kept, considered=considering(state))
 
 
 def _plan_failed(state: State, failure: Failure) -> State:
@@ -248,7 +292,10 @@ def _assigned(state: State, event: events.Assigned) -> State:
         return state
     if record.stage is not None and record.stage.epoch >= event.epoch:
         return state
-    return _with(state, replace(record, stage=StageRecord(event.epoch, moved_at=event.at), may_hold=False))
+    is_new = record.stage is None and not record.may_hold
+    load_bytes = weights_bytes(state.active_plan, event.node) if is_new else 0
+    stage = StageRecord(event.epoch, moved_at=event.at, assigned_at=event.at, load_bytes=load_bytes)
+    return _with(state, replace(record, stage=stage, may_hold=False))
 
 
 def _stage_progressed(
@@ -267,7 +314,11 @@ def _stage_progressed(
         moved_at = event.at if fraction > record.stage.loaded_fraction else record.stage.moved_at
         stage = replace(record.stage, loaded_fraction=fraction, moved_at=moved_at)
     else:
-        stage = replace(record.stage, status="ready", loaded_fraction=1.0, direct=event.direct)
+        held = record.stage
+        took_s = event.at - held.assigned_at
+        if held.load_bytes and took_s > 0:
+            record = replace(record, load_bytes_per_s=held.load_bytes / took_s)
+        stage = replace(held, status="ready", loaded_fraction=1.0, direct=event.direct)
     return _with(state, replace(record, stage=stage))
 
 

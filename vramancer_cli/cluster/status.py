@@ -60,6 +60,8 @@ class ClusterStatus:
 
     `tokens_per_trip`: what a trip through all nodes gives an answer, since the start; None before the first.
     `draft_acceptance`: which share of the tokens that were guessed beforehand was right; None where none was.
+    `predicted_tokens_per_s`: what one answer should get by what nodes and links were measured at, without guessed
+    tokens; `measured_tokens_per_s`: what one that ran alone got lately, without them too. None: not known yet.
     Of `prefix_asked_tokens` that sequences began with, `prefix_found_tokens` were in the prefix cache; since start.
     """
 
@@ -84,6 +86,8 @@ class ClusterStatus:
     draft_acceptance: float | None = None
     prefix_found_tokens: int = 0
     prefix_asked_tokens: int = 0
+    predicted_tokens_per_s: float | None = None
+    measured_tokens_per_s: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -102,7 +106,15 @@ class ClusterStatus:
         return self.dtype if self.quantize == "none" else f"{self.dtype}, {self.quantize} weights"
 
 
-_LATER: Final = ("quantize", "tokens_per_trip", "draft_acceptance", "prefix_found_tokens", "prefix_asked_tokens")
+_LATER: Final = (
+    "quantize",
+    "tokens_per_trip",
+    "draft_acceptance",
+    "prefix_found_tokens",
+    "prefix_asked_tokens",
+    "predicted_tokens_per_s",
+    "measured_tokens_per_s",
+)
 """What an older head does not tell."""
 
 

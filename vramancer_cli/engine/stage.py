@@ -6,7 +6,7 @@ Must never import the pipeline, links or clocks: a local and a remote stage are 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 import torch
@@ -26,14 +26,14 @@ from vramancer_cli.engine.state import StatePool
 from vramancer_cli.engine.tensors import DTYPES
 from vramancer_cli.errors import ModelError, VramancerError
 
-Count = Callable[[int], None]
-"""Told how many (layer, token) pairs were executed."""
+Timing = Callable[[int, int], AbstractContextManager[None]]
+"""Around so many layers that execute so many tokens."""
 
 
 class PagedStage:
     """Implements the runtime's `Stage`. Every method on the device's thread."""
 
-    def __init__(self, plan: Plan, shard: Shard, pool: KvPool, device: torch.device, held: Reservation, count: Count):
+    def __init__(self, plan: Plan, shard: Shard, pool: KvPool, device: torch.device, held: Reservation, timing: Timing):
         self.weights_bytes = shard.weights_bytes
         self.kv_bytes = cache_bytes(shard, plan)
         self._plan = plan
@@ -44,7 +44,7 @@ class PagedStage:
         )
         self._device = device
         self._held = held
-        self._count = count
+        self._timing = timing
 
     def execute(self, step: Step, boundary: Boundary) -> Boundary:
         """What crosses before its layers in, and after them out; from the plan's last stage only the outputs asked for.
@@ -61,14 +61,13 @@ class PagedStage:
         if not rows:
             self._tables.check_integrity()  # the pipeline is idle: nobody waits for it
             return nothing(shard.leaving, DTYPES[self._plan.dtype], self._device)
-        with torch.inference_mode():
+        with torch.inference_mode(), self._timing(len(shard.layers), step.token_count):
             batch = Batch(rows, pool, self._device, shard.keepers)
             entering = boundary.to(self._device)
             if shard.trace.ragged:
                 output = shard.run(entering, batch.positions, batch)
             else:
                 output = _run_each(shard, pool, states, batch, rows, entering)
-            self._count(len(shard.layers) * step.token_count)
             return output.rows(batch.outputs) if self._is_last else output
 
     def close(self) -> None:
@@ -133,7 +132,7 @@ def load_stage(
     budget: MemoryBudget,
     device: torch.device,
     progress: Progress,
-    count: Count,
+    timing: Timing,
     old: PagedStage | None = None,
 ) -> PagedStage:
     """Reserve weights, KV and workspace in one go, then allocate. Raises OverLimitError, ModelError.
@@ -159,7 +158,7 @@ def load_stage(
         shard.load(device, progress)
         groups = shard.groups(plan.windows)
         pool = KvPool(shard.kv_shapes, _block_counts(plan), plan.block_tokens, dtype, device, groups, plan.kv_cache)
-        made = PagedStage(plan, shard, pool, device, held, count)
+        made = PagedStage(plan, shard, pool, device, held, timing)
         undo.pop_all()
     return made
 

@@ -5,7 +5,8 @@ The composition root of this room. Must never know who calls it or what a node i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -14,13 +15,14 @@ import torch
 from transport.contracts import TensorBuffer
 from transport.errors import RemoteProtocolError
 from transport.messages import ModelRef, Plan
-from transport.types import DeviceFacts, LayerRange
+from transport.types import DeviceFacts, DeviceSpeed, LayerRange
 from vramancer_cli.engine import devices, tensors, weights
 from vramancer_cli.engine.boundary import Boundary
 from vramancer_cli.engine.checkpoint import measured_files
 from vramancer_cli.engine.ends import TorchEnds, load_ends
 from vramancer_cli.engine.heap import giving_back
 from vramancer_cli.engine.memory import MemoryBudget
+from vramancer_cli.engine.pace import Pace, probe
 from vramancer_cli.engine.ranges import layer_ranges
 from vramancer_cli.engine.read_progress import Progress
 from vramancer_cli.engine.seam import HIDDEN
@@ -44,6 +46,7 @@ class TorchEngine:
         self.device = devices.torch_device(self._chosen)
         self._budget = MemoryBudget(limit_bytes or devices.default_limit_bytes(self.device_facts()))
         self._layer_tokens = 0
+        self._pace = Pace(self.device)
 
     def device_facts(self) -> DeviceFacts:
         return msgspec.structs.replace(devices.facts(self.device), index=self._chosen.index)
@@ -61,6 +64,20 @@ class TorchEngine:
     def layer_tokens(self) -> int:
         """(layer, token) pairs executed since start; written on the device's thread, safe to read from any."""
         return self._layer_tokens
+
+    @property
+    def layer_s(self) -> float:
+        """What a layer took lately in a step of a few tokens, 0 before the first; safe from any thread."""
+        return self._pace.layer_s
+
+    @property
+    def layer_token_s(self) -> float:
+        """What a layer and token took lately in a step of many, 0 before the first; safe from any thread."""
+        return self._pace.layer_token_s
+
+    def probe(self) -> DeviceSpeed:
+        """Time the device; before anything is loaded."""
+        return probe(self.device, self.limit_bytes)
 
     def unfold(self, gguf_file: Path, shelf: Path) -> Path:
         """A model folder for a GGUF file, kept on `shelf`. Raises ModelError."""
@@ -89,8 +106,9 @@ class TorchEngine:
     ) -> PagedStage:
         """Raises OverLimitError before allocating anything over the limit, ModelError. `old`: see the contract."""
         assert old is None or isinstance(old, PagedStage)
+        self._pace.begin((plan.model.digest, plan.dtype, plan.quantize))
         with giving_back():
-            return load_stage(folder, plan, stage_index, self._budget, self.device, progress, self._count, old)
+            return load_stage(folder, plan, stage_index, self._budget, self.device, progress, self._timing, old)
 
     def load_ends(self, folder: Path, plan: Plan, progress: Progress) -> TorchEnds:
         """Raises OverLimitError before allocating anything over the limit, ModelError."""
@@ -115,8 +133,11 @@ class TorchEngine:
             raise RemoteProtocolError("An activation came without hidden states.")
         return Boundary(hidden, received)
 
-    def _count(self, layer_tokens: int) -> None:
-        self._layer_tokens += layer_tokens
+    @contextmanager
+    def _timing(self, layers: int, tokens: int) -> Generator[None]:
+        with self._pace.timing(layers, tokens):
+            yield
+        self._layer_tokens += layers * tokens
 
 
 def open_engines(choices: Sequence[str], memory: Sequence[int]) -> list[TorchEngine]:

@@ -57,6 +57,23 @@ def empty_reason(device: DeviceCapacity, room_bytes: int, layer_bytes: int, *, e
     return f"{what}: its {limit} limit leaves {room} for layers, and the smallest takes {needed}"
 
 
+def reserve_reason(token_s: float, with_it_s: float, *, ends_bytes: int | None = None) -> str:
+    """For a node that could hold layers: what a token takes on the plan, and what it would take with this node too.
+
+    `ends_bytes` is None except on the node that holds the ends.
+    """
+    ends = "" if ends_bytes is None else f"both ends ({format_bytes(ends_bytes)}) and no layers; "
+    if with_it_s == token_s:
+        return f"{ends}in reserve: the others are so much faster that its share is less than a layer"
+    what = "would make a token slower" if with_it_s > token_s else "would gain less than a move costs"
+    return f"{ends}in reserve: {what}: {format_ms(token_s)} -> {format_ms(with_it_s)}"
+
+
+def format_ms(seconds: float) -> str:
+    """'41 ms', or '0.41 ms' where that is little."""
+    return f"{seconds * 1000:.0f} ms" if seconds >= 0.01 else f"{seconds * 1000:.2g} ms"
+
+
 def misfit(model: str, needed_bytes: int, context_tokens: int, limits_bytes: int, missing_bytes: int, name: str) -> str:
     """For a model that fits nowhere: what it takes, what is there, what is missing, and where it would help."""
     return (

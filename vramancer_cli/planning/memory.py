@@ -83,9 +83,14 @@ class Costs:
     def stage_weights_bytes(self, layers: LayerRange) -> int:
         return sum(self.weights_bytes[layers.start : layers.end])
 
-    def layer_bytes(self) -> tuple[int, ...]:
-        """Each layer's weights and its cache for one context: the least that holding it takes, workspace aside."""
-        caches = zip(*([size * group.least for size in group.layer_bytes] for group in self.groups), strict=True)
+    def layer_bytes(self, contexts: int = 1) -> tuple[int, ...]:
+        """Each layer's weights and its cache for one context: the least that holding it takes, workspace aside.
+
+        With `contexts`: for so many, as far as they can be used.
+        """
+        counts = [min(group.most, group.least * contexts) for group in self.groups]
+        sizes = zip(self.groups, counts, strict=True)
+        caches = zip(*([size * count for size in group.layer_bytes] for group, count in sizes), strict=True)
         return tuple(weights + sum(cache) for weights, cache in zip(self.weights_bytes, caches, strict=True))
 
 

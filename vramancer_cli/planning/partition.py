@@ -12,10 +12,13 @@ from itertools import accumulate
 from transport.types import LayerRange
 
 
-def partition(layer_bytes: Sequence[int], rooms: Sequence[int]) -> tuple[LayerRange, ...] | None:
+def partition(
+    layer_bytes: Sequence[int], rooms: Sequence[int], shares: Sequence[int] | None = None
+) -> tuple[LayerRange, ...] | None:
     """One range per room in order, possibly empty, covering all layers; None when no contiguous cut fits.
 
-    Each cut is the feasible one nearest to the room's share of what is still to be placed. A cut is feasible when
+    Each cut is the feasible one nearest to the room's share of what is still to be placed: in proportion to `shares`,
+    by default the rooms themselves, as far as the rooms behind it can take theirs. A cut is feasible when
     this room can reach it and the rooms behind can take the rest: greedily from the back, which is exact because
     a shorter rest always fits where a longer one does. A negative room takes nothing.
     """
@@ -23,12 +26,12 @@ def partition(layer_bytes: Sequence[int], rooms: Sequence[int]) -> tuple[LayerRa
     needed_from = _needed_from(sums, rooms)
     if needed_from[0] > 0:
         return None
+    shares = [max(0, share) for share in (rooms if shares is None else shares)]
     ranges: list[LayerRange] = []
     start = 0
     for index, room in enumerate(rooms):
-        rooms_left = sum(max(0, r) for r in rooms[index:])
         feasible = range(max(start, needed_from[index + 1]), _reach(sums, start, room) + 1)
-        end = _nearest(sums, start, max(0, room), rooms_left, feasible)
+        end = _nearest(sums, start, shares[index], sum(shares[index:]), feasible)
         ranges.append(LayerRange(start, end))
         start = end
     return tuple(ranges)
@@ -72,7 +75,7 @@ def _reach(sums: list[int], start: int, room: int) -> int:
     return bisect_right(sums, sums[start] + room, start + 1) - 1 if room >= 0 else start
 
 
-def _nearest(sums: list[int], start: int, room: int, rooms_left: int, feasible: range) -> int:
-    """The end whose bytes are nearest to the share room / rooms_left of the rest; the smaller of two."""
-    share = (sums[-1] - sums[start]) * room
-    return min(feasible, key=lambda end: (abs((sums[end] - sums[start]) * rooms_left - share), end))
+def _nearest(sums: list[int], start: int, share: int, shares_left: int, feasible: range) -> int:
+    """The end whose bytes are nearest to the part share / shares_left of the rest; the smaller of two."""
+    wanted = (sums[-1] - sums[start]) * share
+    return min(feasible, key=lambda end: (abs((sums[end] - sums[start]) * shares_left - wanted), end))

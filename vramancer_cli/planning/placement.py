@@ -14,16 +14,19 @@ from transport.types import LayerRange, NodeId
 from vramancer_cli.errors import DoesNotFitError
 from vramancer_cli.models.facts import ModelFacts
 from vramancer_cli.planning import explain
+from vramancer_cli.planning.choice import ROOM_CONTEXTS, Choice, choose
 from vramancer_cli.planning.facts import DeviceCapacity, Place, PlanSettings
 from vramancer_cli.planning.memory import Costs, choose_dtype, context_tokens, price
 from vramancer_cli.planning.partition import gaps, narrowed, partition
+from vramancer_cli.planning.speed import speeds_of
 
 
 def place(
     facts: ModelFacts, devices: Sequence[DeviceCapacity], head: NodeId, settings: PlanSettings, epoch: int
 ) -> Plan:
     """The head's first device pays for the ends first; the layers, each with its KV for one context, go where room
-    is left.
+    is left: as one answer is fastest, where all devices were timed and have room for several contexts (`choice`), else
+    in proportion to the room.
 
     Every stage pays for its workspace. What is then left on the tightest stage becomes more blocks of each cache group
     and, for a model with recurrent state, slots for more sequences. The head's stages come first, then the other nodes
@@ -37,7 +40,8 @@ def place(
     ranges = offer.cut()
     if ranges is None:
         raise _does_not_fit(facts, settings, offer)
-    return _plan(facts, settings, dtype, epoch, offer, ranges)
+    choice = (offer.choose() if settings.prefer == "speed" else None) or Choice(ranges, {})
+    return _plan(facts, settings, dtype, epoch, offer, choice)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,13 @@ class _Offer:
     def cut(self) -> tuple[LayerRange, ...] | None:
         return partition(self.costs.layer_bytes(), self.rooms()) if self.head_can_pay else None
 
+    def choose(self) -> Choice | None:
+        """None where speeds are unknown, or where there is no room but for few contexts."""
+        weights_bytes = self.costs.weights_bytes
+        mean_bytes = sum(weights_bytes) / len(weights_bytes)
+        speeds = speeds_of(self.order, self.head.node, mean_bytes, self.costs.ends_bytes)
+        return choose(self.costs.layer_bytes(ROOM_CONTEXTS), self.rooms(), self.order, speeds) if speeds else None
+
 
 def _pipeline_order(devices: Sequence[DeviceCapacity], head: NodeId) -> tuple[DeviceCapacity, ...]:
     by_place = {device.place: device for device in devices}
@@ -96,8 +107,9 @@ def _plan(
     dtype: str,
     epoch: int,
     offer: _Offer,
-    ranges: tuple[LayerRange, ...],
+    choice: Choice,
 ) -> Plan:
+    ranges = choice.ranges
     counts = _counts(offer, ranges)
     block_count, *window_counts, state_slots = counts
     pairs = list(zip(offer.order, ranges, strict=True))
@@ -118,7 +130,7 @@ def _plan(
         kv_cache=settings.kv_cache,
         state_slots=state_slots,
         windows=tuple(WindowGroup(group.window_tokens, count) for group, count in groups),
-        reasons={node[0].node: _node_reason(offer, node, stages) for node in offer.nodes()},
+        reasons={node[0].node: _node_reason(offer, node, stages, choice.slower) for node in offer.nodes()},
     )
 
 
@@ -162,7 +174,15 @@ def _stage(costs: Costs, device: DeviceCapacity, layers: LayerRange, counts: Seq
     )
 
 
-def _node_reason(offer: _Offer, node: Sequence[DeviceCapacity], stages: Mapping[Place, StagePlan]) -> str:
+def _node_reason(
+    offer: _Offer,
+    node: Sequence[DeviceCapacity],
+    stages: Mapping[Place, StagePlan],
+    slower: Mapping[NodeId, tuple[float, float]],
+) -> str:
+    if node[0].node in slower:
+        ends_bytes = offer.costs.ends_bytes if node[0] == offer.head else None
+        return explain.reserve_reason(*slower[node[0].node], ends_bytes=ends_bytes)
     return explain.node_reason([(device, _reason(offer, device, stages.get(device.place))) for device in node])
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import groupby
-from typing import Final
 
 import msgspec
 
@@ -17,18 +16,6 @@ from vramancer_cli.models.cache_window import most_held_blocks
 from vramancer_cli.models.facts import ModelFacts
 from vramancer_cli.planning.facts import Place
 from vramancer_cli.planning.memory import stage_workspace_bytes
-
-WORTH_MOVING: Final = 1.5
-"""While requests run, another plan must hold so many times the tokens: every move costs each of them a pause, and a
-cluster where machines come and go would do nothing else."""
-
-
-def worth_moving(old: Plan, new: Plan) -> bool:
-    """Whether requests that wait gain enough by `new` for those that run to be computed again.
-
-    What counts is room for tokens; how fast nodes and links are is not known here yet.
-    """
-    return new.block_count * new.block_tokens >= WORTH_MOVING * old.block_count * old.block_tokens
 
 
 def same_deployment(old: Plan, new: Plan) -> bool:
@@ -46,6 +33,11 @@ def held_bytes(plan: Plan) -> dict[Place, int]:
     held = {(stage.node, stage.position): stage.total_bytes for stage in plan.stages}
     held[plan.ends, 0] = held.get((plan.ends, 0), 0) + plan.ends_bytes
     return held
+
+
+def weights_bytes(plan: Plan | None, node: NodeId) -> int:
+    """What the plan has a node load."""
+    return sum(stage.weights_bytes for stage in (plan.stages if plan is not None else ()) if stage.node == node)
 
 
 def validate(plan: Plan, facts: ModelFacts, limits: Mapping[Place, int] | None = None) -> None:

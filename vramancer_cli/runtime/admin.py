@@ -76,6 +76,7 @@ class HeadAdmin:
             tokens_per_trip=self._generation.trips.tokens_per_trip,
             draft_acceptance=self._generation.trips.draft_acceptance,
             prefix_tokens=self._generation.prefix_tokens,
+            trip_s=self._generation.trips.trip_s,
             api_url=self.api_url,
             now=now,
         )

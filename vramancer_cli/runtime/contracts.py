@@ -76,6 +76,16 @@ class Engine(Protocol):
         """(layer, token) pairs executed since start; safe from any thread."""
         ...
 
+    @property
+    def layer_s(self) -> float:
+        """What a layer took lately in a step of a few tokens, 0 before the first; safe from any thread."""
+        ...
+
+    @property
+    def layer_token_s(self) -> float:
+        """What a layer and token took lately in a step of many, 0 before the first; safe from any thread."""
+        ...
+
     def digest(self, folder: Path) -> str: ...
 
     def unfold(self, gguf_file: Path, shelf: Path) -> Path:

@@ -216,7 +216,8 @@ class Coordinator:
 
     def activity(self) -> None:
         """Requests came or went."""
-        self._note(events.BusyChanged(self._generation.running, self._generation.waiting))
+        generation = self._generation
+        self._note(events.BusyChanged(generation.running, generation.waiting, generation.running_tokens))
 
     def _note(self, event: events.Event) -> None:
         was_sound = self.state.broken is None
@@ -255,9 +256,10 @@ class Coordinator:
             self._generation.wait_for(reason)
             self._log.info("model does not fit yet", reason=reason)
             return
-        self._generation.wait_for("The model is being loaded onto the nodes.")
-        self._log.info("planned", epoch=plan.epoch, stages=len(plan.stages))
         self._note(events.Planned(plan, now))
+        if self._stands(plan):  # else what serves stays
+            self._generation.wait_for("The model is being loaded onto the nodes.")
+            self._log.info("planned", epoch=plan.epoch, stages=len(plan.stages))
 
     def _placed(self, action: reconcile.MakePlan) -> Plan:
         """Raises DoesNotFitError."""

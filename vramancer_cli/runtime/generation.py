@@ -69,6 +69,11 @@ class Generation:
         return self._session.scheduler.waiting if self._session else 0
 
     @property
+    def running_tokens(self) -> int:
+        """Of all sequences that run: what a move of layers has computed again."""
+        return self._session.scheduler.running_tokens if self._session else 0
+
+    @property
     def prefix_tokens(self) -> tuple[int, int]:
         """Since start: (found, asked) tokens of what sequences began with, that were computed already and at all."""
         found, asked = self._ended_prefix_tokens

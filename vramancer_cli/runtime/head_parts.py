@@ -66,7 +66,7 @@ class HeadParts:
             return
         if held is not None:
             self.stages = held
-            self._note(events.StageBecameReady(self._head, plan.epoch, direct=True))
+            self._note(events.StageBecameReady(self._head, plan.epoch, direct=True, at=self._loop.time()))
 
     async def load_ends(self, plan: Plan) -> Ends | None:
         """On the first device. None: over the limit, which is noted as StageRefused, or let go meanwhile.

@@ -12,6 +12,7 @@ from itertools import takewhile
 from typing import Any
 
 from transport.messages import DeviceLoad, NodeLoad
+from transport.types import DeviceSpeed
 from vramancer_cli.errors import VramancerError
 from vramancer_cli.runtime.contracts import DeviceExecutor, Engine
 
@@ -20,10 +21,11 @@ Done = Callable[[Any, BaseException | None], object]
 
 @dataclass(frozen=True, slots=True)
 class LocalDevice:
-    """A device: what computes on it, and the thread on which it does."""
+    """A device: what computes on it, the thread on which it does, and what it was timed at, if it was."""
 
     engine: Engine
     executor: DeviceExecutor
+    speed: DeviceSpeed | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +38,11 @@ class Leg:
 
 def node_load(devices: Sequence[LocalDevice], steps: int) -> NodeLoad:
     """The devices' figures now."""
-    loads = (DeviceLoad(device.engine.used_bytes, device.engine.layer_tokens) for device in devices)
-    return NodeLoad(tuple(loads), steps)
+    return NodeLoad(tuple(_load(device.engine) for device in devices), steps)
+
+
+def _load(engine: Engine) -> DeviceLoad:
+    return DeviceLoad(engine.used_bytes, engine.layer_tokens, engine.layer_s, engine.layer_token_s)
 
 
 def along(legs: Sequence[Leg], value: Any, done: Done) -> None:

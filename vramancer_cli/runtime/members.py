@@ -217,7 +217,7 @@ class Members:
                 loaded = (message.epoch, message.loaded_bytes, message.total_bytes)
                 self._note(events.StageLoading(node, *loaded, self._loop.time()))
             case StageReady():
-                self._note(events.StageBecameReady(node, message.epoch, message.direct))
+                self._note(events.StageBecameReady(node, message.epoch, message.direct, self._loop.time()))
             case AssignRefused() if message.position < member.devices:
                 self._log.warning("stage refused", name=member.name, reason=message.reason)
                 refused = (message.epoch, message.needed_bytes, message.present_bytes, message.reason)

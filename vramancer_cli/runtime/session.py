@@ -62,11 +62,12 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class _Flight:
-    """A step that is on its way through the stages."""
+    """A step that is on its way through the stages. `alone`: it is one sequence's next token, and meets no other."""
 
     scheduled: Scheduled
     results: asyncio.Future[list[RowOutput]]
     deadline_s: float
+    alone: bool
 
 
 class Session:
@@ -93,6 +94,7 @@ class Session:
         self._pipeline = pipeline
         self._rate = rate
         self._trips = trips
+        trips.start_afresh()
         self._on_broken = on_broken
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
@@ -209,14 +211,18 @@ class Session:
         """Steps come back in order: every stage runs them by number."""
         while self._in_flight and self._in_flight[0].results.done():
             flight = self._in_flight.popleft()
-            self._commit(flight.scheduled, flight.results.result(), self._loop.time())
+            now = self._loop.time()
+            if flight.alone:
+                self._trips.took(now + STEP_DEADLINE_S - flight.deadline_s)
+            self._commit(flight.scheduled, flight.results.result(), now)
 
     def _launch(self) -> None:
         """As many steps as the scheduler lets fly at once."""
         while (scheduled := self.scheduler.schedule(now := self._loop.time())) is not None:
             results = self._pipeline.submit(scheduled)
             results.add_done_callback(lambda _: self._wake.set())
-            self._in_flight.append(_Flight(scheduled, results, now + STEP_DEADLINE_S))
+            alone = not self._in_flight and scheduled.step.token_count == 1
+            self._in_flight.append(_Flight(scheduled, results, now + STEP_DEADLINE_S, alone))
 
     def _commit(self, scheduled: Scheduled, results: list[RowOutput], now: float) -> None:
         if len(results) != len(scheduled.readouts):

@@ -113,6 +113,11 @@ class Scheduler:
         return len(self._roster.waiting)
 
     @property
+    def running_tokens(self) -> int:
+        """Of the sequences that hold blocks: so many would have to be computed again on other stages."""
+        return sum(sequence.cached_tokens for sequence in self._roster.running.values())
+
+    @property
     def idle(self) -> bool:
         """Nothing to run, nothing in flight, and the stages know of every end."""
         return not (self.running or self.waiting or self._in_flight or self._roster.has_ended)

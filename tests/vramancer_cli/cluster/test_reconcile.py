@@ -24,7 +24,7 @@ from vramancer_cli.cluster.reconcile import (
 )
 from vramancer_cli.cluster.records import Interruption
 from vramancer_cli.cluster.state import State
-from vramancer_cli.planning.plan import WORTH_MOVING
+from vramancer_cli.planning.worth import ROOM_GAIN
 
 FACTS = model_facts(layers=(MIB,) * 8, ends=MIB)  # 36 MiB in float32
 ONE, TWO, THREE = node_id(1), node_id(2), node_id(3)
@@ -372,7 +372,7 @@ def test_where_requests_wait_a_newcomer_that_makes_much_room_is_used_at_once() -
     assert kinds(done)[:2] == ["MakePlan", "StopServing"]
     assert isinstance(done[1], StopServing) and done[1].kind == "moved"
     bench.run_until_quiet()
-    assert bench.serving.block_count >= WORTH_MOVING * before
+    assert bench.serving.block_count >= ROOM_GAIN * before
 
 
 def test_one_that_makes_little_room_is_used_when_nothing_runs_and_not_tried_twice() -> None:

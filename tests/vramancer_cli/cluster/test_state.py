@@ -145,24 +145,28 @@ def test_fetching_moves_on_only_with_more_bytes() -> None:
     bench = planned_bench()
     bench.note(events.StageFetching(ONE, 1, 5, 10, 1.0))
     bench.note(events.StageFetching(ONE, 1, 5, 10, 2.0))
-    assert bench.state.nodes[ONE].stage == StageRecord(1, "loading", moved_at=1.0, fetched_bytes=5, fetch_bytes=10)
+    assert bench.state.nodes[ONE].stage == StageRecord(
+        1, "loading", moved_at=1.0, assigned_at=101.0, fetched_bytes=5, fetch_bytes=10
+    )
     bench.note(events.StageFetching(ONE, 1, 99, 10, 3.0))  # nonsense from outside stays within bounds
-    assert bench.state.nodes[ONE].stage == StageRecord(1, "loading", moved_at=3.0, fetched_bytes=10, fetch_bytes=10)
+    assert bench.state.nodes[ONE].stage == StageRecord(
+        1, "loading", moved_at=3.0, assigned_at=101.0, fetched_bytes=10, fetch_bytes=10
+    )
     assert apply(bench.state, events.StageFetching(ONE, 2, 1, 10, 4.0)) is bench.state
 
 
 def test_loading_and_ready() -> None:
     bench = planned_bench()
     bench.note(events.StageLoading(ONE, 1, 1, 4, 1.0))
-    assert bench.state.nodes[ONE].stage == StageRecord(1, "loading", 0.25, moved_at=1.0)
+    assert bench.state.nodes[ONE].stage == StageRecord(1, "loading", 0.25, moved_at=1.0, assigned_at=101.0)
     bench.note(events.StageLoading(ONE, 1, 9, 0, 2.0))  # nonsense from outside stays a fraction
-    assert bench.state.nodes[ONE].stage == StageRecord(1, "loading", 1.0, moved_at=2.0)
+    assert bench.state.nodes[ONE].stage == StageRecord(1, "loading", 1.0, moved_at=2.0, assigned_at=101.0)
     bench.note(events.StageLoading(ONE, 1, 1, 4, 3.0))
     stage = bench.state.nodes[ONE].stage
     assert stage is not None and stage.moved_at == 2.0, "it got no further"
     assert not bench.state.stage_ready(ONE)
     bench.note(events.StageBecameReady(ONE, 1, direct=False))
-    assert bench.state.nodes[ONE].stage == StageRecord(1, "ready", 1.0, moved_at=2.0)
+    assert bench.state.nodes[ONE].stage == StageRecord(1, "ready", 1.0, moved_at=2.0, assigned_at=101.0)
     assert bench.state.stage_ready(ONE)
     assert apply(bench.state, events.StageLoading(ONE, 1, 1, 4, 1.0)) is bench.state
 

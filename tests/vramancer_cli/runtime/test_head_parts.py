@@ -42,9 +42,11 @@ def test_stage_and_ends_are_loaded_noted_and_given_back() -> None:
         await asyncio.sleep(0)
         loaded = next(event for event in bench.noted if isinstance(event, events.StageLoading))
         assert 0.0 <= loaded.at <= asyncio.get_running_loop().time()
+        became = next(event for event in bench.noted if isinstance(event, events.StageBecameReady))
+        assert loaded.at <= became.at <= asyncio.get_running_loop().time()
         assert set(bench.noted) == {
             events.StageLoading(HEAD, 3, 1, 1, loaded.at),
-            events.StageBecameReady(HEAD, 3, direct=True),
+            events.StageBecameReady(HEAD, 3, direct=True, at=became.at),
         }
         assert len(bench.parts.stages) == 1
         assert bench.engine.used_bytes == STAGE.total_bytes + PLAN.ends_bytes

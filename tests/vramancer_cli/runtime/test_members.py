@@ -345,7 +345,7 @@ def test_what_a_worker_says_becomes_an_event() -> None:
         assert bench.noted == [
             events.StageFetching(node, 3, 4, 5, now),
             events.StageLoading(node, 3, 1, 2, now),
-            events.StageBecameReady(node, 3, direct=True),
+            events.StageBecameReady(node, 3, direct=True, at=now),
             events.StageRefused(node, 3, 10, 4, "too much"),
             events.NodeHeard(node, now, LOAD, None),
         ]

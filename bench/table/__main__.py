@@ -9,13 +9,14 @@ The first run builds llama.cpp (some ten minutes) and makes the model (two). Cel
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 import torch
 
@@ -35,6 +36,7 @@ BITS: Final[tuple[Bits, ...]] = (8, 4)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
+    signal.signal(signal.SIGTERM, _stop)
     around = {**surroundings(), "torch": torch.__version__, "llama.cpp": f"{llama_build.PACKAGE} {llama_build.VERSION}"}
     told = replace(report.read(options.out), around=around) if options.add else Report(around)
     with tempfile.TemporaryDirectory(prefix="vramancer-bench-") as name:
@@ -71,6 +73,11 @@ def _records(bench: Bench, options: argparse.Namespace) -> Iterator[Record]:
 
 def _repeated(cell: Cell, repetitions: int) -> Cell:
     return replace(cell, repetitions=repetitions) if repetitions else cell
+
+
+def _stop(number: int, frame: object) -> NoReturn:
+    """So that nodes and servers end with it."""
+    sys.exit(128 + number)
 
 
 def _say(words: str) -> None:

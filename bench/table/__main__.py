@@ -2,8 +2,8 @@
 
     python -m bench.table [--cells ABC] [--bits 8] [--repetitions N] [--add]
 
-The first run builds llama.cpp (some ten minutes) and makes the model (two). Cells that are named are measured alone; with
-`--add` they take the place of their rows in the last run's table.
+The first run builds llama.cpp (some ten minutes) and makes the model (two). Cells that are named are measured alone;
+with `--add` they take the place of their rows in the last run's table.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _prepared(work: Path, folder: Path) -> Bench:
     programs = llama_build.programs(work)
     _say("the model")
     made = checkpoint(BIG, work)
-    ggufs = {bits: gguf_file(BIG, made, FORMATS[bits].theirs) for bits in BITS}
+    ggufs: dict[Bits, Path] = {bits: gguf_file(BIG, made, FORMATS[bits].theirs) for bits in BITS}
     return Bench(BIG, made, ggufs, programs, folder)
 
 

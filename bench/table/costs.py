@@ -1,16 +1,16 @@
-"""What a step should take: a small model, fed with constants that were measured, to hold the measured curves against.
+"""What a step should take: a small model, fed with constants that were measured, to hold measured curves against.
 
-A step passes every stage in turn. Reading the layers' weights and what Python does per layer cost the same whatever the
-rows (`step_s`, of all layers together, wherever they are); each row costs its arithmetic (`row_s`) and the keys and values
-that it looks back at (`look_s` each). With several stages there is a hop in front of each but the first, and one back to
-the head; a hop costs its hand-over (`hop_s`), the way's delay, and the bytes of its rows at the way's bandwidth. The last
-stage's rows go back to the head, who samples. Pure.
+A step passes every stage in turn. Reading the layers' weights and what Python does per layer cost the same whatever
+the rows (`step_s`, of all layers together, wherever they are); each row costs its arithmetic (`row_s`), each key and
+value that it looks back at costs `look_s`. With several stages there is a hop in front of each but the first, and one
+back to the head: its hand-over (`hop_s`), the way's delay, and its rows' bytes at the way's bandwidth. Pure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import inf
 
 
@@ -26,8 +26,20 @@ LOOPBACK = Way()
 
 
 @dataclass(frozen=True, slots=True)
+class Case:
+    """Decodes of `streams` sequences behind `context` tokens each; or, with `prompt_tokens`, that prompt alone."""
+
+    streams: int = 1
+    context: int = 0
+    stages: int = 1
+    way: Way = LOOPBACK
+    prompt_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Costs:
-    """`row_bytes`: of one row's activation. `prompt_row_s`: of a row among many of one prompt."""
+    """`row_bytes`: of one row's activation. `prompt_row_s`: of a row among the many of a prompt, which runs in chunks
+    of `chunk_tokens`."""
 
     step_s: float
     row_s: float
@@ -35,45 +47,57 @@ class Costs:
     look_s: float
     hop_s: float
     row_bytes: int
+    chunk_tokens: int = 256
 
-    def hops(self, stages: int) -> int:
-        return stages if stages > 1 else 0
+    def rate(self, case: Case) -> float:
+        """Tokens a second, of all streams together."""
+        return self._prefill_rate(case) if case.prompt_tokens else self._decode_rate(case)
 
-    def decode_s(self, rows: int, context: int, stages: int = 1, way: Way = LOOPBACK) -> float:
-        """One step with a new token of each of `rows` sequences behind `context` tokens, from head to head."""
-        return self.step_s + rows * (self.row_s + context * self.look_s) + self._hops_s(rows, stages, way)
+    def parts(self, case: Case) -> Mapping[str, float]:
+        """What a decode step of all streams, or of one group where several stages share them, consists of; seconds."""
+        rows, hops = case.streams / _groups(case), _hops(case)
+        return {
+            "what a step costs whatever its rows": self.step_s,
+            "the rows' arithmetic": rows * self.row_s,
+            "looking back at the context": rows * case.context * self.look_s,
+            "handing over": hops * self.hop_s,
+            "the way's delay": hops * case.way.delay_s,
+            "bytes on their way": hops * rows * self.row_bytes / case.way.bytes_per_s,
+        }
 
-    def decode_rate(self, streams: int, context: int, stages: int = 1, way: Way = LOOPBACK) -> float:
-        """Tokens a second of all streams. Several stages work at once on as many groups of streams.
+    def _decode_rate(self, case: Case) -> float:
+        """As many groups of streams as stages circulate: a group's step takes its way through all stages, and they
+        follow each other no closer than a stage's part of the work lets them."""
+        step, looking = self.parts(case), ("what a step costs whatever its rows", "the rows' arithmetic")
+        work_s = sum(step[name] for name in looking) + step["looking back at the context"]
+        return case.streams / max(sum(step.values()), _groups(case) * work_s / case.stages)
 
-        A group's step takes its way through all stages; as many of them as there are groups follow each other as close
-        as the stage that takes longest lets them: one stage's part of the work.
-        """
-        groups = min(stages, streams)
-        rows = streams / groups
-        work_s = self.step_s + rows * (self.row_s + context * self.look_s)
-        lap_s = work_s + self._hops_s(rows, stages, way)
-        return streams / max(lap_s, groups * work_s / stages)
+    def _prefill_rate(self, case: Case) -> float:
+        """Until the first token of the answer, chunk behind chunk through the stages."""
+        tokens = case.prompt_tokens
+        chunks = -(-tokens // self.chunk_tokens)
+        work_s = self.step_s + tokens / chunks * (self.prompt_row_s + tokens / 2 * self.look_s)
+        one_way_s = self.hop_s + case.way.delay_s + tokens / chunks * self.row_bytes / case.way.bytes_per_s
+        onward = max(0, case.stages - 1)
+        back_s = (self.hop_s + case.way.delay_s) if onward else 0.0
+        closest_s = max(work_s / case.stages, one_way_s if onward else 0.0)
+        return tokens / (work_s + onward * one_way_s + back_s + (chunks - 1) * closest_s)
 
-    def prefill_rate(self, tokens: int, chunk: int, stages: int = 1, way: Way = LOOPBACK) -> float:
-        """Tokens of a prompt a second until the first token of its answer, chunk behind chunk through the stages."""
-        chunks = -(-tokens // chunk)
-        rows = tokens / chunks
-        work_s = chunks * self.step_s + tokens * (self.prompt_row_s + tokens / 2 * self.look_s)
-        hop_s = self.hop_s + way.delay_s + rows * self.row_bytes / way.bytes_per_s
-        slowest_s = max(work_s / chunks / stages, hop_s if stages > 1 else 0.0)
-        first_s = work_s / chunks + self.hops(stages) * hop_s
-        return tokens / (first_s + (chunks - 1) * slowest_s)
 
-    def _hops_s(self, rows: float, stages: int, way: Way) -> float:
-        return self.hops(stages) * (self.hop_s + way.delay_s + rows * self.row_bytes / way.bytes_per_s)
+def _groups(case: Case) -> int:
+    return min(case.stages, case.streams)
+
+
+def _hops(case: Case) -> int:
+    return case.stages if case.stages > 1 else 0
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What is measured for the constants, in tokens a second: one stage but for the last; contexts in tokens.
+    """What is measured for the constants, in tokens a second. One stage, but for `two_stages`; contexts in tokens.
 
-    `prefill`: of `prefill_tokens`, one chunk. `far`: decode behind `far_context`.
+    `one`: one stream behind `context`; `crowd`: `streams` of them; `far`: one behind `far_context`; `prefill`: of
+    `prefill_tokens`, which are one chunk.
     """
 
     context: int
@@ -97,12 +121,8 @@ class Calibration:
         return Costs(step_s, row_s, max(0.0, prompt_s / self.prefill_tokens), look_s, hop_s, row_bytes)
 
 
-def knees(points: Sequence[tuple[float, float]], least: float = 1.5) -> list[int]:
-    """Where a curve of (x, y) turns: indices of points whose slopes before and behind differ `least`-fold, in
-    logarithms of y over steps of the list."""
-    found: list[int] = []
-    for index in range(1, len(points) - 1):
-        before, behind = (points[index + side][1] / points[index + side - 1][1] for side in (0, 1))
-        if max(before, behind) / min(before, behind) >= least:
-            found.append(index)
-    return found
+def knees(rates: Sequence[float], least: float = 1.4) -> list[int]:
+    """Where a curve turns: points before and behind which it grows, or falls, by factors that differ `least`-fold."""
+    steps = [after / before for before, after in pairwise(rates)]
+    turns = [max(one, other) / min(one, other) for one, other in pairwise(steps)]
+    return [index + 1 for index, turn in enumerate(turns) if turn >= least]

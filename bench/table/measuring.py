@@ -11,7 +11,7 @@ from typing import Final, Protocol
 from bench.table import peer_llama
 from bench.table.cells import FORMATS, Bits, Cell, Setting, Work
 from bench.table.model import Shape
-from bench.table.ours import running
+from bench.table.ours import Place, Serving, running
 from bench.table.peer_llama import LlamaCpp
 
 CORES: Final[Mapping[Setting, tuple[tuple[int, ...], ...]]] = {"one process": ((),), "two hosts": ((0,), (1,))}
@@ -52,6 +52,9 @@ class Bench:
     programs: Path
     folder: Path
 
+    def serving(self, bits: Bits) -> Serving:
+        return Serving(self.shape, self.checkpoint, FORMATS[bits].ours)
+
 
 def measure(bench: Bench, cells: Sequence[Cell], bits: Bits, say: Callable[[str], None]) -> Iterator[Pairs]:
     """`cells` are all of one setting."""
@@ -88,18 +91,16 @@ def _is_compared_alone(cells: Sequence[Cell]) -> bool:
 
 @contextmanager
 def _ours(bench: Bench, bits: Bits, setting: Setting) -> Iterator[Measurable]:
-    cores = CORES[setting]
-    threads = 1 if cores[0] else 2
-    folder = bench.folder / f"ours-{bits}-{len(cores)}"
-    with running(folder, bench.checkpoint, bench.shape, FORMATS[bits].ours, cores, threads) as ours:
+    places = [Place(cores) for cores in CORES[setting]]
+    threads = 1 if places[0].cores else 2
+    with running(bench.folder / f"ours-{bits}-{len(places)}", bench.serving(bits), places, threads) as ours:
         yield ours
 
 
 @contextmanager
 def _alone(bench: Bench, bits: Bits) -> Iterator[dict[str, Measurable]]:
-    cores = CORES["two hosts"][:1]
-    folder = bench.folder / f"alone-{bits}"
-    with running(folder, bench.checkpoint, bench.shape, FORMATS[bits].ours, cores) as ours:
+    place = Place(CORES["two hosts"][0])
+    with running(bench.folder / f"alone-{bits}", bench.serving(bits), [place]) as ours:
         yield {"one node of one thread": ours}
 
 

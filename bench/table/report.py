@@ -15,13 +15,14 @@ from bench.table.cells import CELLS, FORMATS, Bits, Cell
 
 COMPARED: Final = ("ours", "theirs")
 NOTE: Final = """\
-A Llama of 1.1 billion random weights. Ours is measured through its HTTP API, streaming, with TLS between nodes, drafting
-off; llama.cpp by its own tools (llama-bench, llama-batched-bench), which neither serve HTTP nor make text nor encrypt: that
-flatters it. A host of one core is a process kept on that core, with one thread; all is one machine, over loopback. Over RPC
-llama.cpp runs in the faster of two ways: two RPC servers, or the program with half of the layers and one server.
-Prefill: tokens of a fresh prompt by the time until the first token of the answer. Decode: tokens a second behind the
-first; of several streams, while all of them run. Measured in turn; the ratio is the median of the pairs' ratios, above 1
-is ours faster. Bytes are those of all weights, embedding and output head included.
+A Llama of 1.1 billion random weights. Ours is measured through its HTTP API, streaming, with TLS between nodes and
+drafting off; llama.cpp by its own tools (llama-bench, llama-batched-bench), which neither serve HTTP nor make text nor
+encrypt: that flatters it. A host of one core is a process kept on that core, with one thread; all is one machine, over
+loopback. Over RPC llama.cpp runs in the faster of two ways: two RPC servers, or the program itself with half of the
+layers and one server. Prefill: tokens of a fresh prompt by the time until the first token of the answer. Decode: tokens
+a second behind the first; of several streams, those of all in the middle half of the time. Measured in turn; the ratio
+is the median of the pairs' ratios, above 1 is ours faster. Bytes are those of all weights, embedding and output head
+included.
 """
 
 

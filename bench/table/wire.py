@@ -1,4 +1,4 @@
-"""A network of hosts on this machine: network namespaces, and between them a wire that is as long and as narrow as asked.
+"""Hosts of a network on this machine: namespaces, and between them a wire that is as long and as narrow as asked.
 
     python -m bench.table.wire DELAY_S INTERFACE INTERFACE...
 
@@ -16,10 +16,10 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 NETWORK: Final = "10.77.0"
@@ -90,7 +90,7 @@ def _switch(delay_s: float, interfaces: Sequence[str]) -> Iterator[None]:
 @contextmanager
 def inside(host: Host) -> Iterator[None]:
     """This thread, and what it starts meanwhile, is on `host`."""
-    own = os.open("/proc/self/task/%d/ns/net" % _thread(), os.O_RDONLY)
+    own = os.open(f"/proc/self/task/{threading.get_native_id()}/ns/net", os.O_RDONLY)
     there = os.open(f"/run/netns/{host.namespace}", os.O_RDONLY)
     try:
         _enter(there)
@@ -99,12 +99,6 @@ def inside(host: Host) -> Iterator[None]:
         _enter(own)
         os.close(there)
         os.close(own)
-
-
-def _thread() -> int:
-    import threading
-
-    return threading.get_native_id()
 
 
 def _enter(namespace: int) -> None:
@@ -147,7 +141,9 @@ def _port(interface: str) -> socket.socket:
     return port
 
 
-def _pass(loop: asyncio.AbstractEventLoop, port: socket.socket, others: Sequence[socket.socket], delay_s: float) -> None:
+def _pass(
+    loop: asyncio.AbstractEventLoop, port: socket.socket, others: Sequence[socket.socket], delay_s: float
+) -> None:
     frame, sender = port.recvfrom(_FRAME_BYTES)
     if sender[2] == _PACKET_OUTGOING:  # what the switch itself has sent
         return

@@ -81,14 +81,14 @@ class Outbox:
     """Frames on their way to one sending thread, bounded in number and bytes; one frame of any size always fits."""
 
     def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[list[memoryview] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[list[memoryview], int] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._frames = 0
         self._bytes = 0
         self._closed = False
 
-    def put(self, pieces: list[memoryview]) -> None:
-        """Raises LinkClosedError, LinkBusyError."""
+    def put(self, pieces: list[memoryview], number: int = 0) -> None:
+        """`number` is the step's. Raises LinkClosedError, LinkBusyError."""
         size_bytes = sum(len(piece) for piece in pieces)
         with self._lock:
             if self._closed:
@@ -97,10 +97,10 @@ class Outbox:
                 raise LinkBusyError
             self._frames += 1
             self._bytes += size_bytes
-            self._queue.put(pieces)
+            self._queue.put((pieces, number))
 
-    def take(self, timeout_s: float) -> list[memoryview] | None:
-        """The next frame, or None after the last of a closed outbox. Raises queue.Empty."""
+    def take(self, timeout_s: float) -> tuple[list[memoryview], int] | None:
+        """The next frame with its number, or None after the last of a closed outbox. Raises queue.Empty."""
         return self._queue.get(timeout=timeout_s)
 
     def sent(self, pieces: list[memoryview]) -> None:

@@ -10,12 +10,14 @@ import asyncio
 import queue
 import socket
 import ssl
+import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Final, cast
 
 from transport.connection import Connection, Role, State
-from transport.contracts import Closed, DataSink, Received, TensorBuffer
+from transport.contracts import Closed, DataSink, OnSent, Received, TensorBuffer
 from transport.data_socket import (
     CLOSE_GRACE_S,
     HELLO_DEADLINE_S,
@@ -176,6 +178,7 @@ class TlsDataSender:
         self._connection = connection
         self._node = node
         self._on_closed = on_closed
+        self._on_sent: OnSent | None = None
         self._outbox = Outbox()
         self._thread = SocketThread(f"vtp-send {node[:8]}", sock, self._work, self._ended)
 
@@ -210,7 +213,11 @@ class TlsDataSender:
         Raises LinkClosedError; LinkBusyError over MAX_QUEUED_FRAMES or MAX_QUEUED_BYTES; LocalProtocolError.
         """
         head, payload = self._connection.send(message, epoch, number, tensors)
-        self._outbox.put([memoryview(head), *payload])
+        self._outbox.put([memoryview(head), *payload], number)
+
+    def watch(self, on_sent: OnSent) -> None:
+        """See `contracts.DataSender`."""
+        self._on_sent = on_sent
 
     def close(self) -> None:
         """Bring out what is queued, at most for CLOSE_GRACE_S, and say Goodbye; returns at once. Again: no effect."""
@@ -235,16 +242,22 @@ class TlsDataSender:
     def _work(self) -> None:
         while True:
             try:
-                pieces = self._outbox.take(IDLE_LOOK_S)
+                frame = self._outbox.take(IDLE_LOOK_S)
             except queue.Empty:
                 self._look_back()
                 continue
-            if pieces is None:
+            if frame is None:
                 break
-            self._write(pieces)
-            self._outbox.sent(pieces)
-            del pieces  # not to hold a tensor's memory while idle
+            self._bring_out(*frame)
+            del frame  # not to hold a tensor's memory while idle
         self._write([memoryview(self._connection.send(Goodbye(""))[0])])
+
+    def _bring_out(self, pieces: list[memoryview], number: int) -> None:
+        began_s = time.monotonic()
+        self._write(pieces)
+        self._outbox.sent(pieces)
+        if self._on_sent is not None:
+            self._on_sent(number, began_s, time.monotonic())
 
     def _write(self, pieces: Sequence[memoryview]) -> None:
         """Each in parts of PIECE_BYTES, so that the stall deadline counts from the last progress."""
@@ -275,6 +288,7 @@ class TlsDataReceiver:
         self._connection = connection
         self._node = node
         self._sink = sink
+        self._began_s = 0.0  # when the frame that is being read began to come
         self._thread = SocketThread(f"vtp-receive {node[:8]}", sock, self._work, self._ended)
 
     @classmethod
@@ -330,9 +344,12 @@ class TlsDataReceiver:
 
     def _receive_some(self) -> None:
         """One read. A function of its own, so that no local name holds a payload's memory while idle."""
+        is_first = not self._connection.parser.mid_frame
         received = read_once(self._socket, self._connection)
+        if is_first:
+            self._began_s = time.monotonic()
         if received is not None and not isinstance(received.message, Goodbye):
-            self._sink.on_frame(self._node, received)
+            self._sink.on_frame(self._node, replace(received, began_s=self._began_s))
 
     def _ended(self, error: TransportError | None) -> None:
         self._sink.on_closed(self._node, error)

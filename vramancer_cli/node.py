@@ -60,6 +60,7 @@ from vramancer_cli.serving.https import ApiCertificate
 from vramancer_cli.serving.key_ring import TOKEN_NAME
 from vramancer_cli.settings import NodeSettings, Role, parse_address
 from vramancer_cli.telemetry import log
+from vramancer_cli.telemetry.recorder import Recorder
 from vramancer_cli.telemetry.security import Kind
 from vramancer_cli.telemetry.security_log import SecurityLog
 
@@ -351,7 +352,9 @@ async def _nobody_dials_a_worker(link: ControlLink) -> None:
 async def _devices(stack: contextlib.AsyncExitStack, settings: NodeSettings) -> tuple[LocalDevice, ...]:
     """What this node lends, each with a thread of its own; off the loop, for drivers take their time to start."""
     engines = await asyncio.to_thread(open_engines, settings.devices, settings.memory_bytes)
-    return tuple(LocalDevice(engine, _thread(stack, str(engine.device_facts()))) for engine in engines)
+    recorder, threads = Recorder(), [_thread(stack, str(engine.device_facts())) for engine in engines]
+    parts = enumerate(zip(engines, threads, strict=True))
+    return tuple(LocalDevice(engine, thread, position, recorder) for position, (engine, thread) in parts)
 
 
 def _thread(stack: contextlib.AsyncExitStack, name: str) -> DeviceThread:

@@ -350,6 +350,7 @@ class Coordinator:
         except TransportError as error:
             self._members.lose(node, str(error))
             return None
+        sender.watch(self._devices[0].recorder.sending(max(0, plan.firsts()[node] - 1)))
         self._parts.keep(sender)
         return sender
 

@@ -209,14 +209,19 @@ class Session:
         """Steps come back in order: every stage runs them by number."""
         while self._in_flight and self._in_flight[0].results.done():
             flight = self._in_flight.popleft()
-            self._commit(flight.scheduled, flight.results.result(), self._loop.time())
+            with self._pipeline.recorder.of_step(flight.scheduled.step).span("commit"):
+                self._commit(flight.scheduled, flight.results.result(), self._loop.time())
 
     def _launch(self) -> None:
         """As many steps as the scheduler lets fly at once."""
+        recorder = self._pipeline.recorder
+        began_s = recorder.clock()
         while (scheduled := self.scheduler.schedule(now := self._loop.time())) is not None:
             results = self._pipeline.submit(scheduled)
             results.add_done_callback(lambda _: self._wake.set())
             self._in_flight.append(_Flight(scheduled, results, now + STEP_DEADLINE_S))
+            recorder.of_step(scheduled.step).note("schedule", began_s)
+            began_s = recorder.clock()
 
     def _commit(self, scheduled: Scheduled, results: list[RowOutput], now: float) -> None:
         if len(results) != len(scheduled.readouts):

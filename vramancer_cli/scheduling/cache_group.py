@@ -137,8 +137,8 @@ class CacheGroup:
             held.blocks.extend(self.pool.take(needed, after=last))
 
     def check_integrity(self, held: Iterable[tuple[int, int, int, HeldBlocks]]) -> None:
-        """`held`: sequence id, its cached and its launched tokens, its blocks. Raises IntegrityError unless each block is
-        free, kept, or used by those who have it, what a sequence reads is there, and where it writes is its own."""
+        """`held`: sequence id, its cached and its launched tokens, its blocks. Raises IntegrityError unless each block
+        is free, kept, or used by those who have it, what a sequence reads is there, and where it writes is its own."""
         sequences = tuple(held)
         self.pool.check_integrity({sequence: blocks.blocks for sequence, _, _, blocks in sequences})
         for sequence, cached_tokens, launched_tokens, blocks in sequences:

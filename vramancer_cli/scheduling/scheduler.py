@@ -42,10 +42,11 @@ PREFILL_SHARE = 4
 class Scheduler:
     """The sequences of one epoch. `max_step_tokens` is at least 2, so that a decode and a prompt can share a step.
 
-    `overlap`: how many steps fly at once, and how work is cut for it. `windows`: the cache groups of layers that look back a window only; each must hold one sequence at least.
-    `state_slots`: recurrent states that the stages have places for; 0 for a model that keeps none. `prefix_cache`:
-    whether blocks are kept after their sequence, for others that begin alike. `draft`: how many tokens are guessed
-    beforehand, 0 for none, None for as many as pay; none with state slots, because a state cannot be taken back.
+    `overlap`: how many steps fly at once, and how work is cut for it. `windows`: the cache groups of layers that look
+    back a window only; each must hold one sequence at least. `state_slots`: recurrent states that the stages have
+    places for; 0 for a model that keeps none. `prefix_cache`: whether blocks are kept after their sequence, for others
+    that begin alike. `draft`: how many tokens are guessed beforehand, 0 for none, None for as many as pay; none with
+    state slots, because a state cannot be taken back.
     """
 
     def __init__(

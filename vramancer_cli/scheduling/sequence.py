@@ -27,8 +27,8 @@ class Sequence:
     A higher `priority` goes first; within one a lower `arrival`, the older. `digests` stand for its full blocks, as far
     as anybody asked. `tables` are its block tables, one for each cache group and none while it waits; `copies` fill
     blocks of them before the next row. `state_slot` is its place among the recurrent states, -1 for none yet.
-    `cached_tokens` are in the KV cache of every stage, by steps that came back; `launched_tokens` will be, with those of
-    its rows on their way, of which (or just picked) are `in_flight`: several parts of a prompt, or the one row that draws.
+    `cached_tokens` are in the KV cache of every stage, by steps that came back; `launched_tokens` with those on their
+    way. `in_flight` rows are, or are just picked: several parts of a prompt, or the one that draws.
     `read_tokens`: of so many tokens of the prompt came back what `reading` wants, and it is not asked for again when
     the sequence has to be computed again; with max_tokens 0 nothing follows the prompt.
     `last_turn` counts rows of all sequences: the lower, the longer ago this one had a row.

@@ -199,16 +199,16 @@ class NodeLoad(msgspec.Struct, frozen=True):
 
 
 SpanKind = Literal["schedule", "commit", "embed", "compute", "copy", "read", "send", "receive"]
-"""On the head's loop: putting a step together, taking its results. On a device's thread: the embedding, a stage's layers,
-to or from another device or the wire, the output head and sampler. On a data link's thread: until the system has taken
-a frame, and from a frame's first byte to its last."""
+"""On the head's loop: putting a step together, taking its results. On a device's thread: the embedding, a stage's
+layers, to or from another device or the wire, the output head and sampler. On a data link's thread: until the system
+has taken a frame, and from a frame's first byte to its last."""
 
 
 class Span(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What a thread of a node did for step `number`, from `began_s` to `ended_s` of the node's monotonic clock.
 
-    `device`: which of the node's devices; `stage`: of the plan, where it is about one. Of the step's `rows` and `tokens`,
-    `prompt_tokens` are parts of prompts; told where a step is scheduled and computed, else 0.
+    `device`: which of the node's devices; `stage`: of the plan, where it is about one. Of the step's `rows` and
+    `tokens`, `prompt_tokens` are parts of prompts; told where a step is scheduled and computed, else 0.
     """
 
     kind: SpanKind

@@ -12,6 +12,7 @@ from transport.messages import (
     Activation,
     AskModel,
     AskPiece,
+    AskSpans,
     Assign,
     AssignRefused,
     BlockCopy,
@@ -37,6 +38,8 @@ from transport.messages import (
     Renew,
     Renewed,
     Roll,
+    Span,
+    Spans,
     StageFailed,
     StagePlan,
     StageReady,
@@ -148,4 +151,6 @@ SAMPLES: Final[tuple[Sample, ...]] = (
     Sample(NotServed("The master serves another model.")),
     Sample(FetchProgress(3, 1 << 20, 5 << 20)),
     Sample(Leaving()),
+    Sample(AskSpans(4, 2.5)),
+    Sample(Spans(4, (Span("compute", 7, 1.25, 1.5, 1, 2, 3, 40, 38), Span("send", 7, 1.5, 1.75)), True)),
 )

@@ -14,7 +14,7 @@ from math import isfinite
 
 import msgspec
 
-from transport.clocks import ClockFilter, Offset
+from transport.clocks import ClockFilter
 from transport.contracts import ControlLink, Outcome
 from transport.errors import LinkClosedError, RemoteProtocolError, TransportError
 from transport.messages import (
@@ -33,7 +33,6 @@ from transport.messages import (
     Renew,
     Renewed,
     Roll,
-    Span,
     Spans,
     StageFailed,
     StageReady,
@@ -43,7 +42,7 @@ from transport.messages import (
 from transport.types import Address, NodeFacts, NodeId
 from vramancer_cli.cluster import events
 from vramancer_cli.runtime.registrar import Registrar
-from vramancer_cli.runtime.span_inbox import SpanInbox
+from vramancer_cli.runtime.span_inbox import SpanInbox, ToldSpans
 from vramancer_cli.runtime.tasks import task_group
 from vramancer_cli.telemetry import log
 from vramancer_cli.telemetry.security import Kind
@@ -83,14 +82,6 @@ class _Member:
 
 
 _Asked = Sequence[tuple[_Member, int]]
-
-
-@dataclass(frozen=True, slots=True)
-class ToldSpans:
-    """A worker's spans, by its own clock, and how far that is from the head's."""
-
-    spans: tuple[Span, ...]
-    clock: Offset | None
 
 
 class Members:

@@ -165,7 +165,9 @@ class Pipeline:
         if stage == len(self._plan.stages):
             yield Leg(self._devices[0], lambda rows: self._ends.read(rows, scheduled.readouts), "read", stage - 1)
         else:
-            yield Leg(device, lambda hidden: _Onward(stage, device.engine.to_buffers(hidden)), "copy", max(0, stage - 1))
+            yield Leg(
+                device, lambda hidden: _Onward(stage, device.engine.to_buffers(hidden)), "copy", max(0, stage - 1)
+            )
 
     def _send(self, step: Step, stage: int, buffers: tuple[TensorBuffer, ...]) -> None:
         """To the node of `stage`, from any thread."""

@@ -6,11 +6,21 @@ Never asyncio; what the spans say is `telemetry/activity`'s.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from math import isfinite
 
+from transport.clocks import Offset
 from transport.errors import RemoteProtocolError
 from transport.messages import MAX_SPANS, AskSpans, Span, Spans
 from vramancer_cli.telemetry.recorder import RING_SPANS, Recorder
+
+
+@dataclass(frozen=True, slots=True)
+class ToldSpans:
+    """A node's spans, by its own clock, and how far that is from the head's."""
+
+    spans: tuple[Span, ...]
+    clock: Offset | None
 
 
 def told(recorder: Recorder, ask: AskSpans) -> Iterator[Spans]:

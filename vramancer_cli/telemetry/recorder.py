@@ -1,7 +1,7 @@
 """What the threads of a node did lately, step by step: a ring of spans, cheap enough to be always on.
 
-A span costs two looks at the clock and one append. Any thread may write, without a lock: the ring is a deque. Never what
-the spans say of the cluster: that is `trace`'s.
+A span costs two looks at the clock and one append. Any thread may write, without a lock: the ring is a deque. Never
+what the spans say of the cluster: that is `activity`'s business.
 """
 
 from __future__ import annotations

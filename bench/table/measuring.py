@@ -1,0 +1,120 @@
+"""Each cell measured in pairs: ours and theirs in turn, so that what disturbs the machine disturbs both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+from bench.table import peer_llama
+from bench.table.cells import FORMATS, Bits, Cell, Setting, Work
+from bench.table.model import Shape
+from bench.table.ours import running
+from bench.table.peer_llama import LlamaCpp
+
+CORES: Final[Mapping[Setting, tuple[tuple[int, ...], ...]]] = {"one process": ((),), "two hosts": ((0,), (1,))}
+"""Where a setting's nodes run; () is all cores."""
+TRIAL_TOKENS: Final = 8
+
+
+class Measurable(Protocol):
+    """Whoever can be asked for both."""
+
+    def prefill(self, tokens: int) -> float: ...
+    def decode(self, prompt_tokens: int, tokens: int, streams: int = 1) -> float: ...
+
+
+def rate(who: Measurable, work: Work) -> float:
+    """Tokens a second."""
+    return who.decode(*work) if work.tokens else who.prefill(work.prompt_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """A cell's figures in tokens a second. `arrangement`: how the peer ran, where it can in several ways."""
+
+    cell: Cell
+    bits: Bits
+    ours: tuple[float, ...]
+    theirs: tuple[float, ...]
+    arrangement: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What a run has: where models and folders lie, llama.cpp's programs, which model."""
+
+    shape: Shape
+    checkpoint: Path
+    ggufs: Mapping[Bits, Path]
+    programs: Path
+    folder: Path
+
+
+def measure(bench: Bench, cells: Sequence[Cell], bits: Bits, say: Callable[[str], None]) -> Iterator[Pairs]:
+    """`cells` are all of one setting."""
+    setting = cells[0].setting
+    say(f"{bits} bit, {setting}: starting")
+    with ExitStack() as stack:
+        ours = stack.enter_context(_ours(bench, bits, setting))
+        alone = stack.enter_context(_alone(bench, bits)) if _is_compared_alone(cells) else {}
+        llama = stack.enter_context(_llama(bench, bits, setting))
+        for cell in cells:
+            peers = llama if cell.peer == "llama.cpp" else alone
+            name, peer = best(peers, cell.work)
+            pairs = [(rate(ours, cell.work), rate(peer, cell.work)) for _ in range(cell.repetitions)]
+            mine, others = zip(*pairs, strict=True)
+            say(f"{bits} bit, {cell.letter}: {_figures(mine)} / {_figures(others)}  ({name})")
+            yield Pairs(cell, bits, mine, others, name)
+
+
+def best(peers: Mapping[str, Measurable], work: Work) -> tuple[str, Measurable]:
+    """Where there are several arrangements, the one that is fastest in a short trial."""
+    trial = work._replace(tokens=min(work.tokens, TRIAL_TOKENS))
+    tried = {name: rate(peer, trial) if len(peers) > 1 else 0.0 for name, peer in peers.items()}
+    name = max(tried, key=tried.__getitem__)
+    return name, peers[name]
+
+
+def _figures(values: Iterable[float]) -> str:
+    return " ".join(f"{value:.1f}" for value in values)
+
+
+def _is_compared_alone(cells: Sequence[Cell]) -> bool:
+    return any(cell.peer != "llama.cpp" for cell in cells)
+
+
+@contextmanager
+def _ours(bench: Bench, bits: Bits, setting: Setting) -> Iterator[Measurable]:
+    cores = CORES[setting]
+    threads = 1 if cores[0] else 2
+    folder = bench.folder / f"ours-{bits}-{len(cores)}"
+    with running(folder, bench.checkpoint, bench.shape, FORMATS[bits].ours, cores, threads) as ours:
+        yield ours
+
+
+@contextmanager
+def _alone(bench: Bench, bits: Bits) -> Iterator[dict[str, Measurable]]:
+    cores = CORES["two hosts"][:1]
+    folder = bench.folder / f"alone-{bits}"
+    with running(folder, bench.checkpoint, bench.shape, FORMATS[bits].ours, cores) as ours:
+        yield {"one node of one thread": ours}
+
+
+@contextmanager
+def _llama(bench: Bench, bits: Bits, setting: Setting) -> Iterator[dict[str, Measurable]]:
+    """Over RPC it can run in two ways on two hosts: both give their core to a server, or the program computes a half
+    itself. Neither is faster always."""
+    programs, model = bench.programs, bench.ggufs[bits]
+    if setting == "one process":
+        yield {"one process": LlamaCpp(programs, model, threads=2)}
+        return
+    cores, layers = CORES[setting], bench.shape.layers
+    with peer_llama.rpc_servers(programs, cores) as servers:
+        split = ",".join("1" for _ in servers)
+        yield {
+            "two RPC servers": LlamaCpp(programs, model, 1, cores[0], servers, layers + 1, split),
+            "itself and an RPC server": LlamaCpp(programs, model, 1, cores[0], servers[1:], layers // 2 + 1),
+        }

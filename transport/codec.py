@@ -9,7 +9,6 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Sequence
-from math import prod
 from typing import Annotated, Final, Generic, TypeVar
 
 import msgspec
@@ -101,34 +100,39 @@ def _lay_out(tensors: Sequence[TensorBuffer]) -> tuple[tuple[TensorSpec, ...], i
     offset = 0
     for tensor in tensors:
         spec, view = tensor.spec, tensor.data
-        if view.ndim != 1 or view.format != "B" or not view.c_contiguous or view.nbytes != _checked_size(spec):
-            raise LocalProtocolError(f"Tensor {spec.name!r} is not {_checked_size(spec)} plain bytes in a row.")
+        size_bytes = _checked_size(spec)
+        if view.ndim != 1 or view.format != "B" or not view.c_contiguous or view.nbytes != size_bytes:
+            raise LocalProtocolError(f"Tensor {spec.name!r} is not {size_bytes} plain bytes in a row.")
+        _check_place(spec, offset, offset)
         table.append(TensorSpec(spec.name, spec.dtype, spec.shape, offset))
-        offset += view.nbytes
-    _checked_ends(table, offset)
+        offset += size_bytes
+    _check_count(table)
     return tuple(table), offset
 
 
 def _cut(table: tuple[TensorSpec, ...], payload: memoryview) -> dict[str, TensorBuffer]:
-    ends = _checked_ends(table, len(payload))
-    return {spec.name: TensorBuffer(spec, payload[spec.offset : end]) for spec, end in zip(table, ends, strict=True)}
-
-
-def _checked_ends(table: Sequence[TensorSpec], payload_length: int) -> list[int]:
-    """Where each tensor ends. They fill the payload: in order, no gap, no overlap, each aligned to its element."""
-    ends: list[int] = []
+    """They fill the payload: in order, no gap, no overlap, each aligned to its element."""
+    tensors: dict[str, TensorBuffer] = {}
     end = 0
     for spec in table:
         size_bytes = _checked_size(spec)
-        if spec.offset != end or end % DTYPE_BYTES[spec.dtype]:
-            raise RemoteProtocolError(f"Tensor {spec.name!r} is misplaced in its frame; wider dtypes come first.")
+        _check_place(spec, spec.offset, end)
         end += size_bytes
-        ends.append(end)
-    if end != payload_length:
-        raise RemoteProtocolError(f"A frame's tensors need {end} bytes, its payload has {payload_length}.")
-    if len(table) > MAX_TENSORS or len({spec.name for spec in table}) != len(table):
+        tensors[spec.name] = TensorBuffer(spec, payload[spec.offset : end])
+    if end != len(payload):
+        raise RemoteProtocolError(f"A frame's tensors need {end} bytes, its payload has {len(payload)}.")
+    _check_count(table)
+    return tensors
+
+
+def _check_place(spec: TensorSpec, offset: int, due: int) -> None:
+    if offset != due or offset % DTYPE_BYTES[spec.dtype]:
+        raise RemoteProtocolError(f"Tensor {spec.name!r} is misplaced in its frame; wider dtypes come first.")
+
+
+def _check_count(table: Sequence[TensorSpec]) -> None:
+    if len(table) > 1 and (len(table) > MAX_TENSORS or len({spec.name for spec in table}) != len(table)):
         raise RemoteProtocolError("A frame's tensors are too many, or two have one name.")
-    return ends
 
 
 def _checked_size(spec: TensorSpec) -> int:
@@ -136,13 +140,16 @@ def _checked_size(spec: TensorSpec) -> int:
     element_bytes = DTYPE_BYTES.get(spec.dtype)
     if element_bytes is None:
         raise RemoteProtocolError(f"A tensor has the unknown dtype {spec.dtype[:MAX_NAME_CHARACTERS]!r}.")
-    rank_fits = len(spec.name) <= MAX_NAME_CHARACTERS and len(spec.shape) <= MAX_RANK
-    if not rank_fits or not all(0 <= dimension <= MAX_DIMENSION for dimension in spec.shape):
-        raise RemoteProtocolError(f"Tensor {spec.name[:MAX_NAME_CHARACTERS]!r} has an impossible name or shape.")
+    fits = len(spec.name) <= MAX_NAME_CHARACTERS and len(spec.shape) <= MAX_RANK
+    size_bytes = reach_bytes = element_bytes
+    for dimension in spec.shape:
+        fits = fits and 0 <= dimension <= MAX_DIMENSION
+        size_bytes *= dimension
+        reach_bytes *= dimension or 1
     # An empty tensor may claim any size in its other dimensions: bounded too, because strides are made of them.
-    if element_bytes * prod(max(dimension, 1) for dimension in spec.shape) >= 2**63:
-        raise RemoteProtocolError(f"Tensor {spec.name!r} has an impossible shape.")
-    return element_bytes * prod(spec.shape)
+    if not fits or reach_bytes >= 2**63:
+        raise RemoteProtocolError(f"Tensor {spec.name[:MAX_NAME_CHARACTERS]!r} has an impossible name or shape.")
+    return size_bytes
 
 
 def _check_message(header: FrameHeader, message: Message) -> None:
@@ -156,7 +163,8 @@ def _check_step(header: FrameHeader, step: Step) -> None:
         raise RemoteProtocolError(
             f"Step {step.epoch}/{step.number} came in a frame of step {header.epoch}/{header.number}."
         )
-    if any(len(row.first_block) != len(row.blocks) for row in step.rows):
-        raise RemoteProtocolError(f"Step {step.epoch}/{step.number} has a row with half a block table.")
+    for row in step.rows:
+        if len(row.first_block) != len(row.blocks):
+            raise RemoteProtocolError(f"Step {step.epoch}/{step.number} has a row with half a block table.")
     if step.token_ids and len(step.token_ids) != step.token_count:
         raise RemoteProtocolError(f"Step {step.epoch}/{step.number} has token ids for other rows than its own.")

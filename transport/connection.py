@@ -34,6 +34,7 @@ from transport.messages import (
     AskPiece,
     Goodbye,
     Hello,
+    LinkSpeed,
     Message,
     ModelFiles,
     NotServed,
@@ -62,14 +63,15 @@ class State(Enum):
     CLOSED = "closed"
 
 
+_DATA_TYPES: Final = frozenset({Activation.type_id, LinkSpeed.type_id})
 _ASKING_TYPES: Final = frozenset({AskModel.type_id, AskPiece.type_id})
 _ANSWERING_TYPES: Final = frozenset({ModelFiles.type_id, Piece.type_id, NotServed.type_id})
 _END: Final = frozenset({Goodbye.type_id})
 
 DEPARTS: Final[dict[Role, frozenset[int]]] = {
-    Role.CONTROL: frozenset(MESSAGES) - {Hello.type_id, Activation.type_id} - _ASKING_TYPES - _ANSWERING_TYPES,
+    Role.CONTROL: frozenset(MESSAGES) - {Hello.type_id} - _DATA_TYPES - _ASKING_TYPES - _ANSWERING_TYPES,
     Role.DATA_SENDER: _END | {Activation.type_id},
-    Role.DATA_RECEIVER: _END,
+    Role.DATA_RECEIVER: _END | {LinkSpeed.type_id},
     Role.BULK_CALLER: _END | _ASKING_TYPES,
     Role.BULK_SERVER: _END | _ANSWERING_TYPES,
 }

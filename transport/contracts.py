@@ -35,7 +35,7 @@ class Received:
 
 
 OnSent = Callable[[int, float, float], None]
-"""Called on the sending thread: a frame's step number, and when the system began and ended to take it, by
+"""Called on whichever thread sent it: a frame's step number, and when the system began and ended to take it, by
 time.monotonic()."""
 
 
@@ -64,6 +64,11 @@ class DataSender(Protocol):
 
     @property
     def hello(self) -> Hello: ...
+
+    @property
+    def bytes_per_s(self) -> int:
+        """What a second brings to the other end, by its measure of large payloads; 0 before there were any."""
+        ...
 
     def send(self, epoch: int, number: int, message: Message, tensors: Sequence[TensorBuffer]) -> None:
         """Queue a frame from any thread. Raises LinkClosedError, or LinkBusyError when the bounded queue is full."""

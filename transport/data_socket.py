@@ -6,8 +6,10 @@ Never asyncio, never a decision about what a message means.
 from __future__ import annotations
 
 import queue
+import select
 import socket
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -28,7 +30,10 @@ IDLE_LOOK_S: Final = 1.0
 USER_TIMEOUT_MS: Final = 5000
 MAX_QUEUED_FRAMES: Final = 64
 MAX_QUEUED_BYTES: Final = 512 << 20
-PIECE_BYTES: Final = 1 << 20
+RECORD_BYTES: Final = 16 << 10
+"""The most that a TLS record holds (RFC 8446, 5.1)."""
+AT_ONCE_BYTES: Final = 64 << 10
+"""What whoever sends it writes itself: some tens of microseconds of encryption."""
 
 
 def prepare_socket(sock: socket.socket) -> None:
@@ -77,27 +82,85 @@ def read_once(sock: socket.socket, connection: Connection) -> Received | None:
     return None if frame is None else connection.receive(frame)
 
 
-class Outbox:
-    """Frames on their way to one sending thread, bounded in number and bytes; one frame of any size always fits."""
+def send_now(sock: socket.socket, pieces: list[memoryview]) -> list[memoryview]:
+    """Write what the system takes without waiting, on a socket with timeout 0; gives what is left, to go on with.
 
-    def __init__(self) -> None:
+    One `send` is at most one TLS record. A record that was taken in part is gone on with in the next call, which is
+    why the rest has to come back exactly as it is. Raises OSError.
+    """
+    for at, piece in enumerate(pieces):
+        sent = 0
+        try:
+            while sent < len(piece):
+                sent += sock.send(piece[sent:])
+        except (BlockingIOError, ssl.SSLWantWriteError):
+            return [piece[sent:], *pieces[at + 1 :]]
+    return []
+
+
+def send_all(sock: socket.socket, pieces: list[memoryview]) -> None:
+    """The same to the end, waiting for room. Raises OSError, TimeoutError after STALL_DEADLINE_S without any."""
+    while pieces := send_now(sock, pieces):
+        if not writable(sock, STALL_DEADLINE_S):
+            raise TimeoutError
+
+
+def writable(sock: socket.socket, within_s: float) -> bool:
+    if sys.platform == "win32":  # there, select takes any socket; elsewhere, none of a number over 1023
+        return bool(select.select([], [sock], [], within_s)[1])
+    poll = select.poll()
+    poll.register(sock, select.POLLOUT)
+    return bool(poll.poll(within_s * 1000))
+
+
+def gathered(head: bytes, payload: list[memoryview]) -> list[memoryview]:
+    """A frame's pieces: one, copied together, where they fit into one TLS record, else each from its own memory."""
+    size_bytes = len(head) + sum(map(len, payload))
+    if payload and size_bytes <= RECORD_BYTES:
+        return [memoryview(b"".join((head, *payload)))]
+    return [memoryview(head), *payload]
+
+
+WriteNow = Callable[[list[memoryview]], list[memoryview]]
+
+
+class Outbox:
+    """Frames on their way out, in order, bounded in number and bytes; one frame of any size always fits.
+
+    A small one that nothing is before is written at once by whoever sends it (`write_now`, which gives what the system
+    did not take): waking another thread takes longer than the write. All else waits for the one sending thread. So the
+    socket has one user at a time: `put` while nothing is on its way, else the thread, until it says `sent`.
+    """
+
+    def __init__(self, write_now: WriteNow) -> None:
+        self._write_now = write_now
         self._queue: queue.SimpleQueue[tuple[list[memoryview], int] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._frames = 0
         self._bytes = 0
         self._closed = False
 
-    def put(self, pieces: list[memoryview], number: int = 0) -> None:
-        """`number` is the step's. Raises LinkClosedError, LinkBusyError."""
-        size_bytes = sum(len(piece) for piece in pieces)
+    def put(self, pieces: list[memoryview], number: int = 0) -> bool:
+        """The frame of step `number`. Whether all of it was written at once. Raises LinkClosedError, LinkBusyError."""
+        size_bytes = sum(map(len, pieces))
         with self._lock:
             if self._closed:
                 raise LinkClosedError
             if self._frames and (self._frames >= MAX_QUEUED_FRAMES or self._bytes + size_bytes > MAX_QUEUED_BYTES):
                 raise LinkBusyError
-            self._frames += 1
-            self._bytes += size_bytes
-            self._queue.put((pieces, number))
+            if self._frames or size_bytes > AT_ONCE_BYTES or (pieces := self._written(pieces)):
+                self._frames += 1
+                self._bytes += sum(map(len, pieces))
+                self._queue.put((pieces, number))
+                return False
+            return True
+
+    def _written(self, pieces: list[memoryview]) -> list[memoryview]:
+        """What is left for the thread: all of it where the link is broken, which the thread will find and tell."""
+        try:
+            return self._write_now(pieces)
+        except OSError:
+            return pieces
 
     def take(self, timeout_s: float) -> tuple[list[memoryview], int] | None:
         """The next frame with its number, or None after the last of a closed outbox. Raises queue.Empty."""
@@ -106,9 +169,16 @@ class Outbox:
     def sent(self, pieces: list[memoryview]) -> None:
         with self._lock:
             self._frames -= 1
-            self._bytes -= sum(len(piece) for piece in pieces)
+            self._bytes -= sum(map(len, pieces))
+
+    def while_idle(self, look: Callable[[], None]) -> None:
+        """`look`, unless something is on its way: nothing is sent meanwhile."""
+        with self._lock:
+            if not self._frames:
+                look()
 
     def close(self) -> None:
+        """Nothing is written any more but by the thread."""
         with self._lock:
             if not self._closed:
                 self._closed = True

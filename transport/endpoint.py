@@ -18,7 +18,7 @@ from transport.bulk import TlsBulkLink
 from transport.contracts import Book, BulkSource, Closed, ControlHandler, DataSink
 from transport.dialling import explained, first_that_answers, open_tls
 from transport.errors import LinkClosedError, RemoteProtocolError, TrustError
-from transport.framing import Allocate, heap_buffer
+from transport.framing import Allocate
 from transport.identity import ClusterAuthority, Credentials
 from transport.issuing import NoBook
 from transport.joining import DEADLINE_S, pair
@@ -72,7 +72,7 @@ class Endpoint:
         authority: ClusterAuthority | None = None,
         book: Book | None = None,
         may_have_ended: bool = False,
-        allocate: Allocate = heap_buffer,
+        allocate: Allocate | None = None,
         deadline_s: float = DEADLINE_S,
         connect_s: float = CONNECT_S,
         clock: Callable[[], float] = time.time,

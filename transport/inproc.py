@@ -402,6 +402,7 @@ class InprocDataSender(_End):
         super().__init__(connection, inbound, outbound)
         self._node = node
         self._on_closed = on_closed
+        self.bytes_per_s = 0  # memory is not measured
 
     def send(self, epoch: int, number: int, message: Message, tensors: Sequence[TensorBuffer]) -> None:
         if self.ended:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Final, cast
 
 from transport.connection import Connection, Role, State
@@ -22,18 +23,22 @@ from transport.data_socket import (
     CLOSE_GRACE_S,
     HELLO_DEADLINE_S,
     IDLE_LOOK_S,
-    PIECE_BYTES,
     STALL_DEADLINE_S,
     Outbox,
     SocketThread,
+    gathered,
     greet,
     prepare_socket,
     read_once,
+    send_all,
+    send_now,
 )
 from transport.errors import LinkClosedError, TransportError
-from transport.framing import Allocate, heap_buffer
-from transport.messages import Goodbye, Hello, Message
+from transport.framing import Allocate
+from transport.messages import Goodbye, Hello, LinkSpeed, Message
+from transport.speed import SpeedGauge
 from transport.types import Address, NodeId
+from transport.warm_memory import WarmMemory
 
 SEND_DEADLINE_S: Final = 10.0
 _READ_BYTES: Final = 64 << 10
@@ -171,15 +176,16 @@ class TlsControlLink:
 
 
 class TlsDataSender:
-    """A `contracts.DataSender` over a blocking socket that only its own thread touches."""
+    """A `contracts.DataSender` over a socket that one thread at a time touches: see `Outbox`."""
 
     def __init__(self, sock: socket.socket, connection: Connection, node: NodeId, on_closed: Closed) -> None:
         self._socket = sock
         self._connection = connection
         self._node = node
         self._on_closed = on_closed
+        self._outbox = Outbox(partial(send_now, sock))
         self._on_sent: OnSent | None = None
-        self._outbox = Outbox()
+        self.bytes_per_s = 0
         self._thread = SocketThread(f"vtp-send {node[:8]}", sock, self._work, self._ended)
 
     @classmethod
@@ -199,6 +205,7 @@ class TlsDataSender:
         """
         connection = Connection(Role.DATA_SENDER, own, expected)
         greet(sock, connection, deadline_s)
+        sock.settimeout(0)
         sender = cls(sock, connection, expected, on_closed)
         sender._thread.start()
         return sender
@@ -208,16 +215,22 @@ class TlsDataSender:
         return self._connection.hello
 
     def send(self, epoch: int, number: int, message: Message, tensors: Sequence[TensorBuffer]) -> None:
-        """Queue a frame, from any thread; the tensors' memory must not change until it has left.
+        """Write a frame or queue it, from any thread; the tensors' memory must not change until it has left.
 
         Raises LinkClosedError; LinkBusyError over MAX_QUEUED_FRAMES or MAX_QUEUED_BYTES; LocalProtocolError.
         """
         head, payload = self._connection.send(message, epoch, number, tensors)
-        self._outbox.put([memoryview(head), *payload], number)
+        began_s = time.monotonic()
+        if self._outbox.put(gathered(head, payload), number):
+            self._tell_sent(number, began_s)
 
     def watch(self, on_sent: OnSent) -> None:
         """See `contracts.DataSender`."""
         self._on_sent = on_sent
+
+    def _tell_sent(self, number: int, began_s: float) -> None:
+        if self._on_sent is not None:
+            self._on_sent(number, began_s, time.monotonic())
 
     def close(self) -> None:
         """Bring out what is queued, at most for CLOSE_GRACE_S, and say Goodbye; returns at once. Again: no effect."""
@@ -240,40 +253,38 @@ class TlsDataSender:
         self._thread.join()
 
     def _work(self) -> None:
+        try:
+            self._bring_out()
+        finally:
+            self._outbox.close()  # before the socket is: who sends may be writing
+
+    def _bring_out(self) -> None:
         while True:
             try:
                 frame = self._outbox.take(IDLE_LOOK_S)
             except queue.Empty:
-                self._look_back()
+                self._outbox.while_idle(self._look_back)
                 continue
             if frame is None:
                 break
-            self._bring_out(*frame)
-            del frame  # not to hold a tensor's memory while idle
-        self._write([memoryview(self._connection.send(Goodbye(""))[0])])
-
-    def _bring_out(self, pieces: list[memoryview], number: int) -> None:
-        began_s = time.monotonic()
-        self._write(pieces)
-        self._outbox.sent(pieces)
-        if self._on_sent is not None:
-            self._on_sent(number, began_s, time.monotonic())
-
-    def _write(self, pieces: Sequence[memoryview]) -> None:
-        """Each in parts of PIECE_BYTES, so that the stall deadline counts from the last progress."""
-        for piece in pieces:
-            for start in range(0, len(piece), PIECE_BYTES):
-                self._socket.sendall(piece[start : start + PIECE_BYTES])
+            pieces, number = frame
+            began_s = time.monotonic()
+            send_all(self._socket, pieces)
+            self._tell_sent(number, began_s)
+            self._look_back()
+            self._outbox.sent(pieces)
+            del frame, pieces  # not to hold a tensor's memory while idle
+        send_all(self._socket, [memoryview(self._connection.send(Goodbye(""))[0])])
 
     def _look_back(self) -> None:
-        """Notice the other side's end, which is all that can come back on this link."""
-        self._socket.settimeout(0)
+        """Notice the other side's end, or what it says of the link's speed: all that can come back on this link."""
         with suppress(BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             while True:
                 received = read_once(self._socket, self._connection)
-                if received is not None:
+                if received is not None and isinstance(received.message, LinkSpeed):
+                    self.bytes_per_s = received.message.bytes_per_s
+                elif received is not None:
                     raise LinkClosedError("The other machine closed the data link.")
-        self._socket.settimeout(STALL_DEADLINE_S)
 
     def _ended(self, error: TransportError | None) -> None:
         self._outbox.drop()
@@ -283,11 +294,14 @@ class TlsDataSender:
 class TlsDataReceiver:
     """The receiving end of a data connection: one thread reads frames into their final memory, and calls the sink."""
 
-    def __init__(self, sock: socket.socket, connection: Connection, node: NodeId, sink: DataSink) -> None:
+    def __init__(
+        self, sock: socket.socket, connection: Connection, node: NodeId, sink: DataSink, gauge: SpeedGauge
+    ) -> None:
         self._socket = sock
         self._connection = connection
         self._node = node
         self._sink = sink
+        self._gauge = gauge
         self._began_s = 0.0  # when the frame that is being read began to come
         self._thread = SocketThread(f"vtp-receive {node[:8]}", sock, self._work, self._ended)
 
@@ -298,17 +312,25 @@ class TlsDataReceiver:
         own: Hello,
         peer_node: NodeId,
         sink: DataSink,
-        allocate: Allocate = heap_buffer,
+        allocate: Allocate | None = None,
         deadline_s: float = HELLO_DEADLINE_S,
     ) -> TlsDataReceiver:
-        """As `TlsDataSender.start`. `allocate` gives the memory of each payload, on the receiving thread.
+        """As `TlsDataSender.start`. `allocate` gives the memory of each payload, on the receiving thread; by default
+        large ones use again what nobody holds any more.
 
         `sink.on_closed` is called exactly once, with None when either side closed on purpose. A TransportError
         raised by `sink.on_frame` ends the link with that error.
         """
-        connection = Connection(Role.DATA_RECEIVER, own, peer_node, allocate=allocate)
+        gauge, memory = SpeedGauge(), allocate or WarmMemory()
+
+        def for_payload(size_bytes: int) -> memoryview:
+            buffer = memory(size_bytes)
+            gauge.begin(size_bytes, time.monotonic())
+            return buffer
+
+        connection = Connection(Role.DATA_RECEIVER, own, peer_node, allocate=for_payload)
         greet(sock, connection, deadline_s)
-        receiver = cls(sock, connection, peer_node, sink)
+        receiver = cls(sock, connection, peer_node, sink, gauge)
         receiver._thread.start()
         return receiver
 
@@ -346,10 +368,18 @@ class TlsDataReceiver:
         """One read. A function of its own, so that no local name holds a payload's memory while idle."""
         is_first = not self._connection.parser.mid_frame
         received = read_once(self._socket, self._connection)
+        now_s = time.monotonic()
         if is_first:
-            self._began_s = time.monotonic()
+            self._began_s = now_s
         if received is not None and not isinstance(received.message, Goodbye):
+            self._gauge.end(now_s)
             self._sink.on_frame(self._node, replace(received, began_s=self._began_s))
+            self._tell_speed()
+
+    def _tell_speed(self) -> None:
+        bytes_per_s = self._gauge.news()
+        if bytes_per_s is not None:
+            self._socket.sendall(self._connection.send(LinkSpeed(bytes_per_s))[0])
 
     def _ended(self, error: TransportError | None) -> None:
         self._sink.on_closed(self._node, error)

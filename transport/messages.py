@@ -12,6 +12,8 @@ import msgspec
 
 from transport.types import (
     MAX_DEVICES,
+    ActivationChoice,
+    ActivationFormat,
     Address,
     CacheFormat,
     DeviceFacts,
@@ -138,7 +140,8 @@ class Plan(msgspec.Struct, frozen=True):
     more, for layers that look back no further; and `state_slots` recurrent states of one sequence each are the last
     group: 0 for a model without, whose steps do not name that group. A stage's `kv_bytes` pay for all of them.
     `quantize`: what the layers' weights are held in, the same on every node; the ends, and all that is computed, stay
-    in `dtype`. `kv_cache`: what keys and values are held in: "plain" is `dtype`.
+    in `dtype`. `kv_cache`: what keys and values are held in: "plain" is `dtype`. `activations`: what hidden states
+    cross links in.
     """
 
     epoch: Natural
@@ -156,6 +159,7 @@ class Plan(msgspec.Struct, frozen=True):
     quantize: WeightFormat = "none"
     windows: tuple[WindowGroup, ...] = ()
     kv_cache: CacheFormat = "plain"
+    activations: ActivationChoice = "plain"
 
     def firsts(self) -> dict[NodeId, int]:
         """The first stage of each node that holds any, in pipeline order."""
@@ -183,11 +187,23 @@ class DeviceLoad(msgspec.Struct, frozen=True):
     layer_tokens: Natural
 
 
+class LinkLoad(msgspec.Struct, frozen=True):
+    """A data link as its sending end sees it: the `node` that it leads to, what a second brings there (0: not measured
+    yet), and what the last large frame's hidden states crossed in.
+    """
+
+    node: NodeId
+    bytes_per_s: Natural
+    activations: ActivationFormat
+
+
 class NodeLoad(msgspec.Struct, frozen=True):
-    """A node's own figures, sent in every Pong; those of its devices counted as in its NodeFacts."""
+    """A node's own figures, sent in every Pong; those of its devices counted as in its NodeFacts. `onward`: the link
+    that its stages' results take."""
 
     devices: Annotated[tuple[DeviceLoad, ...], msgspec.Meta(max_length=MAX_DEVICES)]
     steps: Natural
+    onward: LinkLoad | None = None
 
     @property
     def memory_used_bytes(self) -> int:
@@ -507,6 +523,12 @@ class Spans(Message, frozen=True):
     number: Natural
     spans: Annotated[tuple[Span, ...], msgspec.Meta(max_length=MAX_SPANS)]
     last: bool
+class LinkSpeed(Message, frozen=True):
+    """Data link, receiver to sender: what a second brought, while large payloads came in. Sent when it has changed."""
+
+    type_id: ClassVar[int] = 29
+    optional: ClassVar[bool] = True
+    bytes_per_s: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
 
 
 CARRIERS: Final = frozenset({Activation.type_id, Piece.type_id})
@@ -517,7 +539,7 @@ MESSAGES: Final[dict[int, type[Message]]] = {
     for message in (
         Hello, Goodbye, Join, Welcome, Refused, Ping, Pong, Assign, LoadProgress, StageReady, AssignRefused,
         Release, StageFailed, Activation, StatusShare, Roll, Removed, Renew, Renewed, AskModel, ModelFiles, AskPiece,
-        Piece, NotServed, FetchProgress, Leaving, AskSpans, Spans,
+        Piece, NotServed, FetchProgress, Leaving, AskSpans, Spans, LinkSpeed,
     )
 }  # fmt: skip
 """Every message by its frame type."""

@@ -70,7 +70,7 @@ class House:
     on_control: ControlHandler
     sink: DataSink
     bulk: BulkSource | None
-    allocate: Allocate
+    allocate: Allocate | None
     admission: Admission | None
     deadline_s: float
 

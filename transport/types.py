@@ -24,6 +24,10 @@ hyphen. stored: each as the checkpoint has it, where that can be taken over with
 stored in as few bits as int8 or int4 ask for, or fewer, is taken over there too."""
 CacheFormat = Literal["plain", "int8"]
 """What keys and values are held in. plain: the plan's dtype."""
+ActivationFormat = Literal["plain", "int8", "int4"]
+"""What hidden states cross a link in. plain: the plan's dtype."""
+ActivationChoice = Literal["auto", "plain", "int8", "int4"]
+"""auto: int8 where that shortens a step. int8 and int4: what to take wherever both ends know it."""
 
 DTYPE_BYTES: Final[dict[str, int]] = {
     "float32": 4,

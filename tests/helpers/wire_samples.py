@@ -22,6 +22,7 @@ from transport.messages import (
     Hello,
     Join,
     Leaving,
+    LinkSpeed,
     LoadProgress,
     Message,
     ModelFiles,
@@ -153,4 +154,5 @@ SAMPLES: Final[tuple[Sample, ...]] = (
     Sample(Leaving()),
     Sample(AskSpans(4, 2.5)),
     Sample(Spans(4, (Span("compute", 7, 1.25, 1.5, 1, 2, 3, 40, 38), Span("send", 7, 1.5, 1.75)), True)),
+    Sample(LinkSpeed(125_000_000)),
 )

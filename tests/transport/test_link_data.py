@@ -191,7 +191,7 @@ def test_a_full_queue_is_said_at_once_and_close_does_not_wait_for_it(socket_pair
 
 def test_the_queue_is_bounded_in_bytes_too_but_one_frame_always_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data_socket, "MAX_QUEUED_BYTES", 1000)
-    outbox = data_socket.Outbox()
+    outbox = data_socket.Outbox(lambda pieces: pieces)
     outbox.put([memoryview(bytes(5000))])
     with pytest.raises(LinkBusyError):
         outbox.put([memoryview(b"x")])
@@ -338,3 +338,43 @@ def test_a_greeting_in_drips_does_not_outlive_its_deadline(socket_pair: SocketPa
             TlsDataSender.start(out, hello(ELM, "elm"), OAK, Sink().on_closed, deadline_s=0.2)
         stop.set()
     into.close()
+
+
+# --- speed --------------------------------------------------------------------------------------------
+
+
+def test_the_sender_learns_how_fast_large_payloads_come_in(data_link: DataLink) -> None:
+    assert data_link.sender.bytes_per_s == 0
+    data = bytes(range(256)) * 4096
+    data_link.sender.send(0, 0, activation(0), [hidden(data)])
+    data_link.sink.frames.get(timeout=WAIT_S)
+    deadline_s = time.monotonic() + WAIT_S
+    while not data_link.sender.bytes_per_s:
+        assert time.monotonic() < deadline_s, "nothing was told"
+        time.sleep(0.01)
+    for number in range(1, 4):
+        data_link.sender.send(0, number, activation(number), [hidden(data)])
+        assert bytes(data_link.sink.frames.get(timeout=WAIT_S).tensors["hidden_states"].data) == data
+
+
+def test_small_frames_leave_from_the_thread_that_sends_them(data_link: DataLink) -> None:
+    """The link's own thread has nothing to do with it."""
+    data_link.sender.send(0, 0, activation(0), [hidden(b"x" * 30_000)])
+    assert data_link.sender._outbox._frames == 0 and data_link.sender._outbox._queue.empty()
+    assert len(data_link.sink.frames.get(timeout=WAIT_S).tensors["hidden_states"].data) == 30_000
+
+
+def test_what_the_socket_does_not_take_at_once_goes_on_by_the_thread_in_order(socket_pair: SocketPair) -> None:
+    made = DataLink(socket_pair)
+    release = threading.Event()
+    seen: list[int] = []
+    made.sink.on_frame = lambda _sender, received: (release.wait(WAIT_S), seen.append(received.number))  # type: ignore[method-assign, assignment]
+    contents = bytes(range(251)) * 240  # 60 kB: written at once as long as there is room
+    for number in range(60):
+        made.sender.send(0, number, activation(number), [hidden(contents)])
+    release.set()
+    deadline_s = time.monotonic() + WAIT_S
+    while len(seen) < 60 and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    assert seen == list(range(60))
+    made.close()

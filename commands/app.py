@@ -7,7 +7,23 @@ from typing import Annotated, Any
 
 import typer
 
-from commands import audit, cache, chat, config, doctor, drain, invite, join, keys, nodes, service, start, status, stop
+from commands import (
+    audit,
+    cache,
+    chat,
+    config,
+    doctor,
+    drain,
+    invite,
+    join,
+    keys,
+    nodes,
+    service,
+    start,
+    status,
+    stop,
+    trace,
+)  # fmt: skip
 from commands.setting_sources import name_source
 from vramancer_cli.errors import UsageError
 from vramancer_cli.launcher.bundle import this_build
@@ -59,6 +75,7 @@ app.add_typer(nodes.app, rich_help_panel="Look and ask")
 _add(status.status, status.EXAMPLES, "Look and ask")
 _add(chat.chat, chat.EXAMPLES, "Look and ask")
 _add(doctor.doctor, doctor.EXAMPLES, "Look and ask")
+_add(trace.trace, trace.EXAMPLES, "Look and ask")
 _add(config.config, config.EXAMPLES, "Look and ask")
 
 app.add_typer(keys.app, rich_help_panel="Machines")

@@ -30,6 +30,13 @@ class Received:
     number: int
     message: Message
     tensors: dict[str, TensorBuffer] = field(default_factory=dict[str, TensorBuffer])
+    began_s: float = 0.0
+    """When its first byte was here, by time.monotonic(); 0 where nobody measured it."""
+
+
+OnSent = Callable[[int, float, float], None]
+"""Called on whichever thread sent it: a frame's step number, and when the system began and ended to take it, by
+time.monotonic()."""
 
 
 class ControlLink(Protocol):
@@ -65,6 +72,10 @@ class DataSender(Protocol):
 
     def send(self, epoch: int, number: int, message: Message, tensors: Sequence[TensorBuffer]) -> None:
         """Queue a frame from any thread. Raises LinkClosedError, or LinkBusyError when the bounded queue is full."""
+        ...
+
+    def watch(self, on_sent: OnSent) -> None:
+        """Tell `on_sent` of each frame from now on, where sending takes time."""
         ...
 
     def close(self) -> None:

@@ -134,14 +134,14 @@ class Outbox:
 
     def __init__(self, write_now: WriteNow) -> None:
         self._write_now = write_now
-        self._queue: queue.SimpleQueue[list[memoryview] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[list[memoryview], int] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._frames = 0
         self._bytes = 0
         self._closed = False
 
-    def put(self, pieces: list[memoryview]) -> None:
-        """Raises LinkClosedError, LinkBusyError."""
+    def put(self, pieces: list[memoryview], number: int = 0) -> bool:
+        """The frame of step `number`. Whether all of it was written at once. Raises LinkClosedError, LinkBusyError."""
         size_bytes = sum(map(len, pieces))
         with self._lock:
             if self._closed:
@@ -151,7 +151,9 @@ class Outbox:
             if self._frames or size_bytes > AT_ONCE_BYTES or (pieces := self._written(pieces)):
                 self._frames += 1
                 self._bytes += sum(map(len, pieces))
-                self._queue.put(pieces)
+                self._queue.put((pieces, number))
+                return False
+            return True
 
     def _written(self, pieces: list[memoryview]) -> list[memoryview]:
         """What is left for the thread: all of it where the link is broken, which the thread will find and tell."""
@@ -160,8 +162,8 @@ class Outbox:
         except OSError:
             return pieces
 
-    def take(self, timeout_s: float) -> list[memoryview] | None:
-        """The next frame, or None after the last of a closed outbox. Raises queue.Empty."""
+    def take(self, timeout_s: float) -> tuple[list[memoryview], int] | None:
+        """The next frame with its number, or None after the last of a closed outbox. Raises queue.Empty."""
         return self._queue.get(timeout=timeout_s)
 
     def sent(self, pieces: list[memoryview]) -> None:

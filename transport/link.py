@@ -13,11 +13,12 @@ import ssl
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Final, cast
 
 from transport.connection import Connection, Role, State
-from transport.contracts import Closed, DataSink, Received, TensorBuffer
+from transport.contracts import Closed, DataSink, OnSent, Received, TensorBuffer
 from transport.data_socket import (
     CLOSE_GRACE_S,
     HELLO_DEADLINE_S,
@@ -183,6 +184,7 @@ class TlsDataSender:
         self._node = node
         self._on_closed = on_closed
         self._outbox = Outbox(partial(send_now, sock))
+        self._on_sent: OnSent | None = None
         self.bytes_per_s = 0
         self._thread = SocketThread(f"vtp-send {node[:8]}", sock, self._work, self._ended)
 
@@ -218,7 +220,17 @@ class TlsDataSender:
         Raises LinkClosedError; LinkBusyError over MAX_QUEUED_FRAMES or MAX_QUEUED_BYTES; LocalProtocolError.
         """
         head, payload = self._connection.send(message, epoch, number, tensors)
-        self._outbox.put(gathered(head, payload))
+        began_s = time.monotonic()
+        if self._outbox.put(gathered(head, payload), number):
+            self._tell_sent(number, began_s)
+
+    def watch(self, on_sent: OnSent) -> None:
+        """See `contracts.DataSender`."""
+        self._on_sent = on_sent
+
+    def _tell_sent(self, number: int, began_s: float) -> None:
+        if self._on_sent is not None:
+            self._on_sent(number, began_s, time.monotonic())
 
     def close(self) -> None:
         """Bring out what is queued, at most for CLOSE_GRACE_S, and say Goodbye; returns at once. Again: no effect."""
@@ -249,16 +261,19 @@ class TlsDataSender:
     def _bring_out(self) -> None:
         while True:
             try:
-                pieces = self._outbox.take(IDLE_LOOK_S)
+                frame = self._outbox.take(IDLE_LOOK_S)
             except queue.Empty:
                 self._outbox.while_idle(self._look_back)
                 continue
-            if pieces is None:
+            if frame is None:
                 break
+            pieces, number = frame
+            began_s = time.monotonic()
             send_all(self._socket, pieces)
+            self._tell_sent(number, began_s)
             self._look_back()
             self._outbox.sent(pieces)
-            del pieces  # not to hold a tensor's memory while idle
+            del frame, pieces  # not to hold a tensor's memory while idle
         send_all(self._socket, [memoryview(self._connection.send(Goodbye(""))[0])])
 
     def _look_back(self) -> None:
@@ -287,6 +302,7 @@ class TlsDataReceiver:
         self._node = node
         self._sink = sink
         self._gauge = gauge
+        self._began_s = 0.0  # when the frame that is being read began to come
         self._thread = SocketThread(f"vtp-receive {node[:8]}", sock, self._work, self._ended)
 
     @classmethod
@@ -350,10 +366,14 @@ class TlsDataReceiver:
 
     def _receive_some(self) -> None:
         """One read. A function of its own, so that no local name holds a payload's memory while idle."""
+        is_first = not self._connection.parser.mid_frame
         received = read_once(self._socket, self._connection)
+        now_s = time.monotonic()
+        if is_first:
+            self._began_s = now_s
         if received is not None and not isinstance(received.message, Goodbye):
-            self._gauge.end(time.monotonic())
-            self._sink.on_frame(self._node, received)
+            self._gauge.end(now_s)
+            self._sink.on_frame(self._node, replace(received, began_s=self._began_s))
             self._tell_speed()
 
     def _tell_speed(self) -> None:

@@ -221,6 +221,30 @@ class NodeLoad(msgspec.Struct, frozen=True):
         return sum(device.layer_tokens for device in self.devices)
 
 
+SpanKind = Literal["schedule", "commit", "embed", "compute", "copy", "read", "send", "receive"]
+"""On the head's loop: putting a step together, taking its results. On a device's thread: the embedding, a stage's
+layers, to or from another device or the wire, the output head and sampler. On a data link's thread: until the system
+has taken a frame, and from a frame's first byte to its last."""
+
+
+class Span(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What a thread of a node did for step `number`, from `began_s` to `ended_s` of the node's monotonic clock.
+
+    `device`: which of the node's devices; `stage`: of the plan, where it is about one. Of the step's `rows` and
+    `tokens`, `prompt_tokens` are parts of prompts; told where a step is scheduled and computed, else 0.
+    """
+
+    kind: SpanKind
+    number: Natural
+    began_s: float
+    ended_s: float
+    device: Natural = 0
+    stage: Natural = 0
+    rows: Natural = 0
+    tokens: Natural = 0
+    prompt_tokens: Natural = 0
+
+
 # --- messages -----------------------------------------------------------------------------------------------
 
 
@@ -281,10 +305,13 @@ class Ping(Message, frozen=True):
     number: Natural
 
 
-class Pong(Message, frozen=True):
+class Pong(Message, frozen=True, omit_defaults=True):
+    """`clock_s`: the sender's monotonic clock; 0 from a node that does not tell it."""
+
     type_id: ClassVar[int] = 7
     number: Natural
     load: NodeLoad
+    clock_s: float = 0.0
 
 
 class Assign(Message, frozen=True):
@@ -482,6 +509,27 @@ class Leaving(Message, frozen=True):
     optional: ClassVar[bool] = True
 
 
+MAX_SPANS: Final = 2000
+"""The most in one message."""
+
+
+class AskSpans(Message, frozen=True):
+    """Head to worker: what your threads did in the last `seconds`. A worker of before 27 skips it."""
+
+    type_id: ClassVar[int] = 27
+    optional: ClassVar[bool] = True
+    number: Natural
+    seconds: Annotated[float, msgspec.Meta(gt=0, le=3600)]
+
+
+class Spans(Message, frozen=True):
+    """Answers AskSpans, in several messages where there are many; `last` marks the last."""
+
+    type_id: ClassVar[int] = 28
+    optional: ClassVar[bool] = True
+    number: Natural
+    spans: Annotated[tuple[Span, ...], msgspec.Meta(max_length=MAX_SPANS)]
+    last: bool
 class LinkSpeed(Message, frozen=True):
     """Data link, receiver to sender: what a second brought, while large payloads came in. Sent when it has changed."""
 
@@ -498,7 +546,7 @@ MESSAGES: Final[dict[int, type[Message]]] = {
     for message in (
         Hello, Goodbye, Join, Welcome, Refused, Ping, Pong, Assign, LoadProgress, StageReady, AssignRefused,
         Release, StageFailed, Activation, StatusShare, Roll, Removed, Renew, Renewed, AskModel, ModelFiles, AskPiece,
-        Piece, NotServed, FetchProgress, Leaving, LinkSpeed,
+        Piece, NotServed, FetchProgress, Leaving, AskSpans, Spans, LinkSpeed,
     )
 }  # fmt: skip
 """Every message by its frame type."""

@@ -60,6 +60,7 @@ from vramancer_cli.serving.https import ApiCertificate
 from vramancer_cli.serving.key_ring import TOKEN_NAME
 from vramancer_cli.settings import NodeSettings, Role, parse_address
 from vramancer_cli.telemetry import log
+from vramancer_cli.telemetry.recorder import Recorder
 from vramancer_cli.telemetry.security import Kind
 from vramancer_cli.telemetry.security_log import SecurityLog
 
@@ -352,13 +353,16 @@ async def _nobody_dials_a_worker(link: ControlLink) -> None:
 async def _devices(stack: contextlib.AsyncExitStack, settings: NodeSettings) -> tuple[LocalDevice, ...]:
     """What this node lends, each with a thread of its own; off the loop, for drivers take their time to start."""
     engines = await asyncio.to_thread(open_engines, settings.devices, settings.memory_bytes)
-    return tuple([await _started(stack, engine) for engine in engines])
+    recorder = Recorder()
+    return tuple([await _started(stack, engine, at, recorder) for at, engine in enumerate(engines)])
 
 
-async def _started(stack: contextlib.AsyncExitStack, engine: TorchEngine) -> LocalDevice:
+async def _started(
+    stack: contextlib.AsyncExitStack, engine: TorchEngine, position: int, recorder: Recorder
+) -> LocalDevice:
     """A device on its thread, timed there before anything else."""
     thread = _thread(stack, str(engine.device_facts()))
-    return LocalDevice(engine, thread, await thread.run(engine.probe))
+    return LocalDevice(engine, thread, position, recorder, await thread.run(engine.probe))
 
 
 def _thread(stack: contextlib.AsyncExitStack, name: str) -> DeviceThread:

@@ -21,6 +21,7 @@ from vramancer_cli.runtime.local_devices import LocalDevice
 from vramancer_cli.runtime.pipeline import Pipeline
 from vramancer_cli.runtime.stage_load import HeldStage
 from vramancer_cli.runtime.worker_stage import WorkerStage
+from vramancer_cli.scheduling.overlap import Overlap
 from vramancer_cli.scheduling.scheduler import Scheduler
 
 HEAD = node_id(0)
@@ -50,7 +51,7 @@ def make_scheduler(plan: Plan) -> Scheduler:
         block_count=plan.block_count,
         block_tokens=plan.block_tokens,
         max_step_tokens=plan.max_step_tokens,
-        max_in_flight=len(plan.stages),
+        overlap=Overlap.of_plan(plan),
     )
 
 

@@ -6,10 +6,11 @@ import random
 from dataclasses import dataclass, field
 
 from tests.helpers.mirror_stage import VOCABULARY, MirrorStage, next_token
-from transport.messages import WindowGroup
+from transport.messages import Step, WindowGroup
 from vramancer_cli.models.cache_window import most_held_blocks
 from vramancer_cli.models.readout import NO_READING, PromptReading
 from vramancer_cli.models.sampling import Draw, Sampling
+from vramancer_cli.scheduling.overlap import Overlap
 from vramancer_cli.scheduling.scheduler import Scheduler
 from vramancer_cli.scheduling.step_parts import Scheduled
 
@@ -23,7 +24,7 @@ class Limits:
     max_step_tokens: int
     max_running: int
     max_waiting: int
-    max_in_flight: int
+    overlap: Overlap
     state_slots: int = 0
     prefix_cache: bool = True
     draft: int | None = 0
@@ -82,12 +83,12 @@ class Bench:
         self.now = 0.0
         self.steps = 0
         self.epochs = 1
-        self.preemptions = self.copies = self.shared = self.right = self.wrong = 0
+        self.preemptions = self.copies = self.shared = self.right = self.wrong = self.followed = 0
         self._next_id = self._actions = 0
         self._oldest: int | None = None
         self._oldest_passed_by = 0
         # At worst one decode runs in a step: all others once before the oldest, and the steps in flight around it.
-        self.patience_steps = limits.max_running + limits.max_in_flight
+        self.patience_steps = limits.max_running + limits.overlap.most_steps
 
     def arrive(
         self,
@@ -136,7 +137,7 @@ class Bench:
         self._check_integrity()
         if scheduled is None:
             return False
-        assert len(self.in_flight) < self.limits.max_in_flight
+        assert len(self.in_flight) < self.limits.overlap.most_steps
         self._check_step(scheduled)
         self._check_patience(scheduled)
         self.in_flight.append(Flight(scheduled))
@@ -194,12 +195,20 @@ class Bench:
             assert readout.draws == tuple(
                 Draw(Sampling(seed=request.seed), first + place) for place in range(len(readout.draws))
             )
-        flying = [row.sequence for flight in self.in_flight for row in flight.scheduled.step.rows]
-        live_in_flight = [row.sequence for row in step.rows if row.sequence in flying]
-        assert not live_in_flight, "a sequence in flight was scheduled again"
+        self._check_followers(step)
         self.copies += len(step.copies)
         self.shared += sum(row.start > 0 and row.first_block[0] == 0 for row in step.rows)
         self.preemptions += sum(sequence in self.live for sequence in step.ended)
+
+    def _check_followers(self, step: Step) -> None:
+        """A sequence in flight may go on with the next part of its prompt, and not before a draw is known."""
+        flying = {row.sequence: row for flight in self.in_flight for row in flight.scheduled.step.rows}
+        drawn = {r.sequence for flight in self.in_flight for r in flight.scheduled.readouts if r.draws}
+        for row in step.rows:
+            if (before := flying.get(row.sequence)) is not None:
+                assert row.sequence not in drawn, "a sequence that waits for its draw was scheduled again"
+                assert row.start == before.start + before.count, "the next part of a prompt does not follow the last"
+                self.followed += 1
 
     def _give_patience(self, request: Request) -> None:
         """Rows may pass it by while older requests, one after the other, do all their work as the oldest; and while
@@ -260,7 +269,7 @@ def random_limits(rng: random.Random) -> Limits:
         max_step_tokens=max_step_tokens,
         max_running=rng.choice((1, 4, 8, 16)),
         max_waiting=rng.choice((2, 8, 30)),
-        max_in_flight=rng.choice((1, 2, 3)),
+        overlap=Overlap(groups := rng.choice((1, 2, 3)), groups + rng.choice((0, 0, 1, 2)), rng.choice((0, 1, 300))),
         state_slots=rng.choice((0, 0, 0, 0, 3, 20)),
         prefix_cache=rng.random() < 0.7,
         draft=rng.choice((0, 1, 4, 16, None)),

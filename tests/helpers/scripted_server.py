@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from tests.helpers.traces import two_stages
 from transport.tokens import Token
 from vramancer_cli.cluster.status import ClusterStatus, NodeStatus
 from vramancer_cli.errors import DoesNotFitError, UsageError
@@ -27,6 +28,7 @@ from vramancer_cli.serving.app import ApiServer, create_app
 from vramancer_cli.serving.https import ApiCertificate
 from vramancer_cli.serving.settings import ServerSettings
 from vramancer_cli.serving.text import TextTools
+from vramancer_cli.telemetry.cluster_trace import ClusterTrace
 
 CORPUS = ["Machines share one model and answer together.", "layer by layer, the words come back — one at a time"] * 4
 TEMPLATE = (
@@ -234,6 +236,7 @@ class FixedAdmin:
     current: ClusterStatus = field(default_factory=cluster_status)
     head: bool = True
     fresh_asked: int = 0
+    traced: ClusterTrace = field(default_factory=two_stages)
     removed: list[str] = field(default_factory=list)
     drained: list[str] = field(default_factory=list)
 
@@ -260,6 +263,11 @@ class FixedAdmin:
             raise UsageError(f"No node is called '{node}'.")
         self.removed.append(found.id)
         return found.id
+
+    async def trace(self, seconds: float) -> ClusterTrace:
+        if not self.head:
+            raise UsageError("Only the head of the cluster can gather a trace.")
+        return self.traced if self.traced.seconds == seconds else replace(self.traced, seconds=seconds)
 
     async def drain(self, node: str) -> str:
         found = next((known for known in self.current.nodes if node in (known.name, known.id)), None)

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from transport.clocks import SLACK_S, check_clocks, clock_text
+from transport.clocks import DRIFT, EXCHANGES, SLACK_S, ClockFilter, check_clocks, clock_text
 from transport.errors import ClockError
 from transport.identity import BACKDATE_S
 
@@ -30,3 +32,33 @@ def test_a_clock_that_was_not_said_is_not_held_against_anyone() -> None:
 
 def test_certificates_start_as_much_earlier_as_clocks_may_differ() -> None:
     assert BACKDATE_S == SLACK_S == 45 * 60
+
+
+def test_the_quickest_exchange_says_best_how_far_another_clock_is() -> None:
+    clock = ClockFilter()
+    assert clock.at(0.0) is None
+    clock.note(10.0, 510.3, 10.4)  # 0.4 s on the way, most of it back
+    clock.note(11.0, 511.0, 11.002)
+    clock.note(12.0, 512.1, 12.1)
+    told = clock.at(12.0)
+    assert told is not None
+    assert told.offset_s == pytest.approx(499.999) and told.error_s == pytest.approx(0.001 + DRIFT * (12.0 - 11.002))
+
+
+def test_what_is_long_ago_is_no_longer_trusted() -> None:
+    clock = ClockFilter()
+    clock.note(0.0, 0.001, 0.002)
+    for second in range(1, EXCHANGES + 1):
+        clock.note(second, second + 5.05, second + 0.1)
+    told = clock.at(EXCHANGES)
+    assert told is not None and told.offset_s == pytest.approx(5.0)
+
+
+@given(st.floats(-1e6, 1e6), st.lists(st.tuples(st.floats(0, 0.2), st.floats(0, 0.2)), min_size=1, max_size=20))
+def test_the_error_bounds_the_truth(offset_s: float, ways: list[tuple[float, float]]) -> None:
+    clock, now = ClockFilter(), 100.0
+    for there_s, back_s in ways:
+        clock.note(now, now + there_s + offset_s, now + there_s + back_s)
+        now += 1.0
+    told = clock.at(now)
+    assert told is not None and abs(told.offset_s - offset_s) <= told.error_s + 1e-6

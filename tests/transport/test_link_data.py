@@ -197,7 +197,7 @@ def test_the_queue_is_bounded_in_bytes_too_but_one_frame_always_fits(monkeypatch
         outbox.put([memoryview(b"x")])
     taken = outbox.take(0.1)
     assert taken is not None
-    outbox.sent(taken)
+    outbox.sent(taken[0])
     outbox.put([memoryview(b"x")])
 
 

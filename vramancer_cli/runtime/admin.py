@@ -19,6 +19,7 @@ from vramancer_cli.runtime.coordinator import Coordinator
 from vramancer_cli.runtime.generation import Generation
 from vramancer_cli.runtime.registrar import Registrar
 from vramancer_cli.runtime.worker import Worker
+from vramancer_cli.telemetry.cluster_trace import ClusterTrace
 
 
 class HeadAdmin:
@@ -57,6 +58,9 @@ class HeadAdmin:
 
     async def drain(self, node: str) -> NodeId:
         return await self._coordinator.drain(node)
+
+    async def trace(self, seconds: float) -> ClusterTrace:
+        return await self._coordinator.trace(seconds)
 
     def share(self) -> bytes:
         """The status as the workers' boards get it."""
@@ -103,6 +107,10 @@ class WorkerAdmin:
 
     async def remove(self, node: str) -> NodeId:
         raise UsageError("Only the master can remove a node.", hint="Run 'vramancer nodes remove' on the master.")
+
+    async def trace(self, seconds: float) -> ClusterTrace:
+        hint = "Run 'vramancer trace' on the master, or with its --url."
+        raise UsageError("Only the master can gather what all nodes did.", hint=hint)
 
     async def drain(self, node: str) -> NodeId:
         raise UsageError("Only the master can drain a node.", hint="Run 'vramancer drain' on the master.")

@@ -15,6 +15,7 @@ from vramancer_cli.models.facts import ModelFacts
 from vramancer_cli.models.readout import Pooling, Readout, RowOutput, TokenScore
 from vramancer_cli.models.sampling import Sampling
 from vramancer_cli.models.weight_files import ByteRange, WeightFile
+from vramancer_cli.telemetry.cluster_trace import ClusterTrace
 
 Hidden = Any
 """What crosses a cut of the model for a step's tokens: hidden states, and what else later layers need. The runtime
@@ -263,6 +264,10 @@ class Admin(Protocol):
 
     async def remove(self, node: str) -> NodeId:
         """Remove a node, by name or id, from the cluster for ever. Raises UsageError, as `make_token`."""
+        ...
+
+    async def trace(self, seconds: float) -> ClusterTrace:
+        """What all nodes did in the last `seconds`. Raises UsageError on a node that is not the head."""
         ...
 
     async def drain(self, node: str) -> NodeId:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from transport.clocks import Offset
 from transport.contracts import ControlLink, DataSender, Network, Received
 from transport.errors import LinkClosedError, TransportError
 from transport.messages import Assign, Plan
@@ -29,8 +30,11 @@ from vramancer_cli.runtime.local_devices import LocalDevice, node_load
 from vramancer_cli.runtime.members import HEARTBEAT_S, Members
 from vramancer_cli.runtime.pipeline import Pipeline
 from vramancer_cli.runtime.registrar import Registrar
+from vramancer_cli.runtime.span_inbox import ToldSpans
 from vramancer_cli.runtime.tasks import task_group
+from vramancer_cli.runtime.tracing import cluster_trace
 from vramancer_cli.telemetry import log
+from vramancer_cli.telemetry.cluster_trace import ClusterTrace
 
 LOOKS_PER_BEAT = 10
 DRAIN_S = 600.0
@@ -154,6 +158,13 @@ class Coordinator:
         """Ask every worker, and the head itself, for its figures; waits at most members.FRESH_DEADLINE_S."""
         self._hear_self()
         await self._members.refresh()
+
+    async def trace(self, seconds: float) -> ClusterTrace:
+        """What every node did in the last `seconds`, by the head's clock."""
+        recorder = self._devices[0].recorder
+        told = await self._members.spans(seconds)
+        own = ToldSpans(recorder.lately(seconds), Offset(0.0, 0.0))
+        return cluster_trace({self._facts.node_id: own} | told, self.state, recorder.clock() - seconds, seconds)
 
     async def remove(self, name_or_id: str) -> NodeId:
         """Remove a node from the cluster for ever, and cut its links; what ran on it goes on as when a node is lost.
@@ -352,6 +363,7 @@ class Coordinator:
         except TransportError as error:
             self._members.lose(node, str(error))
             return None
+        sender.watch(self._devices[0].recorder.sending(max(0, plan.firsts()[node] - 1)))
         self._parts.keep(sender)
         return sender
 

@@ -7,33 +7,42 @@ torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
 
-from transport.messages import DeviceLoad, NodeLoad
+from transport.messages import DeviceLoad, NodeLoad, SpanKind
 from transport.types import DeviceSpeed
 from vramancer_cli.errors import VramancerError
 from vramancer_cli.runtime.contracts import DeviceExecutor, Engine
+from vramancer_cli.telemetry.recorder import Recorder, StepTrace
 
 Done = Callable[[Any, BaseException | None], object]
 
 
 @dataclass(frozen=True, slots=True)
 class LocalDevice:
-    """A device: what computes on it, the thread on which it does, and what it was timed at, if it was."""
+    """A device: what computes on it, and the thread on which it does. `position`: among the devices of its node, which
+    share one `recorder`. `speed`: what it was timed at, if it was."""
 
     engine: Engine
     executor: DeviceExecutor
+    position: int = 0
+    recorder: Recorder = field(default_factory=Recorder)
     speed: DeviceSpeed | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Leg:
-    """A part of a way through the devices: `work` makes of what came something to go on with."""
+    """A part of a way through the devices: `work` makes of what came something to go on with.
+
+    `kind` and `stage` are for the trace.
+    """
 
     device: LocalDevice
     work: Callable[[Any], Any]
+    kind: SpanKind
+    stage: int
 
 
 def node_load(devices: Sequence[LocalDevice], steps: int) -> NodeLoad:
@@ -45,7 +54,7 @@ def _load(engine: Engine) -> DeviceLoad:
     return DeviceLoad(engine.used_bytes, engine.layer_tokens, engine.layer_s, engine.layer_token_s)
 
 
-def along(legs: Sequence[Leg], value: Any, done: Done) -> None:
+def along(legs: Sequence[Leg], value: Any, trace: StepTrace, done: Done) -> None:
     """Take `value` along the legs, each on its device's thread, legs on one device in one go; returns at once.
 
     Hidden states are all that may pass from a device to another. `done` gets what came of it, or what went wrong, on
@@ -58,15 +67,19 @@ def along(legs: Sequence[Leg], value: Any, done: Done) -> None:
     def work() -> Any:
         result = value
         for leg in here:
-            result = leg.work(result)
-        return device.engine.hand_over(result, rest[0].device.engine.device) if rest else result
+            with trace.span(leg.kind, device.position, leg.stage):
+                result = leg.work(result)
+        if not rest:
+            return result
+        with trace.span("copy", device.position, rest[0].stage):
+            return device.engine.hand_over(result, rest[0].device.engine.device)
 
     def passed(result: Any, error: BaseException | None) -> None:
         if error is not None or not rest:
             done(result, error)
             return
         try:
-            along(rest, result, done)
+            along(rest, result, trace, done)
         except VramancerError as refused:  # the next device is closed, or has too much to do
             done(None, refused)
 

@@ -10,9 +10,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from math import isfinite
 
 import msgspec
 
+from transport.clocks import ClockFilter
 from transport.contracts import ControlLink, Outcome
 from transport.errors import LinkClosedError, RemoteProtocolError, TransportError
 from transport.messages import (
@@ -31,6 +33,7 @@ from transport.messages import (
     Renew,
     Renewed,
     Roll,
+    Spans,
     StageFailed,
     StageReady,
     StatusShare,
@@ -39,6 +42,7 @@ from transport.messages import (
 from transport.types import Address, NodeFacts, NodeId
 from vramancer_cli.cluster import events
 from vramancer_cli.runtime.registrar import Registrar
+from vramancer_cli.runtime.span_inbox import SpanInbox, ToldSpans
 from vramancer_cli.runtime.tasks import task_group
 from vramancer_cli.telemetry import log
 from vramancer_cli.telemetry.security import Kind
@@ -46,6 +50,7 @@ from vramancer_cli.telemetry.security import Kind
 HEARTBEAT_S = 1.0
 JOIN_DEADLINE_S = 10.0
 FRESH_DEADLINE_S = 1.0
+SPANS_DEADLINE_S = 3.0
 TWIN_DEADLINE_S = 2.0
 """Within this, the old link of a node that joins again answers, or is taken for dead."""
 MAX_NODES = 256
@@ -72,6 +77,8 @@ class _Member:
     ping_number: int = 0
     pinged_at: float = 0.0
     pong_number: int = 0
+    clock: ClockFilter = field(default_factory=ClockFilter)
+    spans: SpanInbox = field(default_factory=SpanInbox)
 
 
 _Asked = Sequence[tuple[_Member, int]]
@@ -227,6 +234,9 @@ class Members:
             case Leaving():
                 self._log.info("node wants to leave", name=member.name)
                 self._leaves(node)
+            case Spans():
+                member.spans.take(message)
+                self._answered.set()
             case Renew():
                 self._send(node, Renewed(self._registrar.renew(node, message.request)))
             case _:
@@ -235,6 +245,8 @@ class Members:
     def _ponged_by(self, node: NodeId, member: _Member, pong: Pong) -> None:
         now = self._loop.time()
         round_trip_s = now - member.pinged_at if pong.number == member.ping_number else None
+        if round_trip_s is not None and isfinite(pong.clock_s) and pong.clock_s > 0:
+            member.clock.note(member.pinged_at, pong.clock_s, now)
         member.pong_number = max(member.pong_number, min(pong.number, member.ping_number))
         self._note(events.NodeHeard(node, now, pong.load, round_trip_s))
         self._answered.set()
@@ -302,6 +314,15 @@ class Members:
         """Ask all for their figures; waits for them at most FRESH_DEADLINE_S."""
         await self._answer(self._ask(list(self._members)), FRESH_DEADLINE_S)
 
+    async def spans(self, seconds: float) -> dict[NodeId, ToldSpans]:
+        """What every worker did in the last `seconds`; whoever does not tell within SPANS_DEADLINE_S is not in it."""
+        asked = dict(self._members)
+        for node, member in asked.items():
+            self._send(node, member.spans.ask(seconds))
+        await self._until(lambda: all(m.spans.is_whole or m.ended.is_set() for m in asked.values()), SPANS_DEADLINE_S)
+        now = self._loop.time()
+        return {node: ToldSpans(m.spans.spans, m.clock.at(now)) for node, m in asked.items() if m.spans.is_whole}
+
     def _ask(self, nodes: Sequence[NodeId]) -> _Asked:
         """Ping these members. Gives each with its ping's number."""
         asked = [(self._members[node], self._members[node].ping_number + 1) for node in nodes]
@@ -312,12 +333,16 @@ class Members:
 
     async def _answer(self, asked: _Asked, within_s: float) -> bool:
         """Waits until each has answered or was lost. Whether all have answered in time."""
+        await self._until(lambda: all(m.ended.is_set() or m.pong_number >= number for m, number in asked), within_s)
+        return all(m.pong_number >= number for m, number in asked)
+
+    async def _until(self, all_have: Callable[[], bool], within_s: float) -> None:
+        """Looks again whenever somebody has answered."""
         with suppress(TimeoutError):
             async with asyncio.timeout(within_s):
-                while any(not m.ended.is_set() and m.pong_number < number for m, number in asked):
+                while not all_have():
                     self._answered.clear()
                     await self._answered.wait()
-        return all(m.pong_number >= number for m, number in asked)
 
     def _tell(self, node: NodeId, message: Message, epoch: int | None) -> None:
         member = self._members.get(node)

@@ -73,17 +73,19 @@ class Pipeline:
         self._loop = asyncio.get_running_loop()
         self._in_flight: dict[int, _Flight] = {}
         self._closed = False
+        self.recorder = devices[0].recorder
 
     def submit(self, scheduled: Scheduled) -> asyncio.Future[list[RowOutput]]:
         """Start a step; the future holds one output per readout. It stays open when the pipeline breaks."""
         results: asyncio.Future[list[RowOutput]] = self._loop.create_future()
         self._in_flight[scheduled.step.number] = _Flight(scheduled, results)
-        embed = Leg(self._devices[0], partial(self._ends.embed, scheduled.step))
+        embed = Leg(self._devices[0], partial(self._ends.embed, scheduled.step), "embed", 0)
         self._run_here(scheduled, 0, embed, scheduled.token_ids, source=self._head)
         return results
 
     def on_frame(self, sender: NodeId, received: Received) -> None:
         """A frame from a stage, on its link's thread."""
+        self.recorder.received(received)
         self._loop.call_soon_threadsafe(self._arrived, sender, received)
 
     def close(self) -> None:
@@ -108,7 +110,7 @@ class Pipeline:
             self._send(flight.scheduled.step, stage, tuple(received.tensors.values()))
         else:
             device = self._stages[stage].device if stage in self._stages else self._devices[0]
-            enter = Leg(device, device.engine.from_buffers)
+            enter = Leg(device, device.engine.from_buffers, "copy", stage)
             self._run_here(flight.scheduled, stage, enter, received.tensors, source=sender)
 
     def _checked(self, sender: NodeId, received: Received) -> tuple[_Flight, int]:
@@ -149,7 +151,7 @@ class Pipeline:
                 self._loop.call_soon_threadsafe(self._settle, scheduled.step, result, error, source)
 
         try:
-            along((enter, *self._legs(scheduled, stage)), value, done)
+            along((enter, *self._legs(scheduled, stage)), value, self.recorder.of_step(scheduled.step), done)
         except VramancerError as error:
             self._broke(self._head, error)
 
@@ -161,9 +163,11 @@ class Pipeline:
             yield held.leg(scheduled.step)
             device, stage = held.device, stage + 1
         if stage == len(self._plan.stages):
-            yield Leg(self._devices[0], lambda rows: self._ends.read(rows, scheduled.readouts))
+            yield Leg(self._devices[0], lambda rows: self._ends.read(rows, scheduled.readouts), "read", stage - 1)
         else:
-            yield Leg(device, lambda hidden: _Onward(stage, device.engine.to_buffers(hidden)))
+            yield Leg(
+                device, lambda hidden: _Onward(stage, device.engine.to_buffers(hidden)), "copy", max(0, stage - 1)
+            )
 
     def _send(self, step: Step, stage: int, buffers: tuple[TensorBuffer, ...]) -> None:
         """To the node of `stage`, from any thread."""

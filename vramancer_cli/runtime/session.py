@@ -214,15 +214,20 @@ class Session:
             now = self._loop.time()
             if flight.alone:
                 self._trips.took(now + STEP_DEADLINE_S - flight.deadline_s)
-            self._commit(flight.scheduled, flight.results.result(), now)
+            with self._pipeline.recorder.of_step(flight.scheduled.step).span("commit"):
+                self._commit(flight.scheduled, flight.results.result(), now)
 
     def _launch(self) -> None:
         """As many steps as the scheduler lets fly at once."""
+        recorder = self._pipeline.recorder
+        began_s = recorder.clock()
         while (scheduled := self.scheduler.schedule(now := self._loop.time())) is not None:
             results = self._pipeline.submit(scheduled)
             results.add_done_callback(lambda _: self._wake.set())
             alone = not self._in_flight and scheduled.step.token_count == 1
             self._in_flight.append(_Flight(scheduled, results, now + STEP_DEADLINE_S, alone))
+            recorder.of_step(scheduled.step).note("schedule", began_s)
+            began_s = recorder.clock()
 
     def _commit(self, scheduled: Scheduled, results: list[RowOutput], now: float) -> None:
         if len(results) != len(scheduled.readouts):

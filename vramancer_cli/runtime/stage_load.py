@@ -33,7 +33,7 @@ class HeldStage:
 
     def leg(self, step: Step) -> Leg:
         """What the stage does to a step."""
-        return Leg(self.device, partial(self.stage.execute, step))
+        return Leg(self.device, partial(self.stage.execute, step), "compute", self.index)
 
 
 class StageLoad:

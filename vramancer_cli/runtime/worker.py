@@ -19,6 +19,7 @@ from transport.errors import (
     TrustError,
 )
 from transport.messages import (
+    AskSpans,
     Assign,
     Join,
     Leaving,
@@ -40,6 +41,7 @@ from vramancer_cli.errors import VramancerError
 from vramancer_cli.runtime.checkpoints import Checkpoints
 from vramancer_cli.runtime.local_devices import LocalDevice, node_load
 from vramancer_cli.runtime.renewal import Renewal
+from vramancer_cli.runtime.span_inbox import told
 from vramancer_cli.runtime.tasks import task_group
 from vramancer_cli.runtime.worker_stage import WorkerStage
 from vramancer_cli.telemetry import log
@@ -82,6 +84,7 @@ class Worker:
         self._devices = devices
         self._log = log.get("worker")
         self._stage = WorkerStage(devices, self._report, checkpoints)
+        self.recorder = devices[0].recorder
         self._session: _Session | None = None
         self._renewal: Renewal | None = None
         self.cluster = ""
@@ -271,7 +274,10 @@ class _Session:
     def _obey(self, group: asyncio.TaskGroup, message: Message) -> None:
         match message:
             case Ping():
-                self.report(Pong(message.number, self._worker.load()))
+                self.report(Pong(message.number, self._worker.load(), self._worker.recorder.clock()))
+            case AskSpans():
+                for part in told(self._worker.recorder, message):
+                    self.report(part)
             case Assign():
                 self._stop_loading()
                 self._epoch = message.plan.epoch

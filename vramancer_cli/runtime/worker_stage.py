@@ -126,6 +126,7 @@ class WorkerStage:
             return None
         sender, direct = await self._dial_onward(assign, network, head)
         self._holding.keep(sender)
+        sender.watch(self._devices[0].recorder.sending(stages[-1].index))
         self._held = _Held(assign.plan, stages, sender, StepOrder())
         self._log.info("stage ready", layers=str(self.layers), epoch=assign.plan.epoch, direct=direct)
         weights_bytes = sum(held.stage.weights_bytes for held in stages)
@@ -183,6 +184,7 @@ class WorkerStage:
                 f"An activation for stage {message.stage} came to stage {held.first} from a stranger."
             )
         held.order.accept(received.epoch, received.number)
+        held.stages[0].device.recorder.received(received, held.first)
         try:
             self._execute(held, message.step, received.tensors)
         except VramancerError as error:  # the device is closed, or has too much to do
@@ -194,7 +196,8 @@ class WorkerStage:
     def _execute(self, held: _Held, step: Step, buffers: Mapping[str, TensorBuffer]) -> None:
         first, last = held.stages[0].device, held.stages[-1].device
         stages = (stage.leg(step) for stage in held.stages)
-        legs = (Leg(first, first.engine.from_buffers), *stages, Leg(last, last.engine.to_buffers))
+        enter = Leg(first, first.engine.from_buffers, "copy", held.first)
+        legs = (enter, *stages, Leg(last, last.engine.to_buffers, "copy", held.stages[-1].index))
 
         def done(result: tuple[TensorBuffer, ...] | None, error: BaseException | None) -> None:
             if result is None:
@@ -206,7 +209,7 @@ class WorkerStage:
             except TransportError as link_error:
                 self._loop.call_soon_threadsafe(self._link_broke, step.epoch, step.number, link_error)
 
-        along(legs, buffers, done)
+        along(legs, buffers, first.recorder.of_step(step), done)
 
     # --- failing ------------------------------------------------------------------------------------------------
 

@@ -97,13 +97,13 @@ class CacheAllocator:
         """How many tokens more its blocks hold, with those that are free while `reserve` of each group stay so."""
         pairs = zip(self._groups, sequence.tables, strict=True)
         end = min(held.end + max(0, group.pool.free_count - reserve) for group, held in pairs)
-        return end * self._block_tokens - sequence.cached_tokens
+        return end * self._block_tokens - sequence.launched_tokens
 
     def grow(self, sequence: Sequence, count: int) -> bool:
         """Blocks for its next `count` tokens, which must run in the next step: what their windows have left behind goes
         back. False, and nothing, when too few are free."""
         pairs = tuple(zip(self._groups, sequence.tables, strict=True))
-        start = sequence.cached_tokens
+        start = sequence.launched_tokens
         if not all(group.can_grow(held, start, count) for group, held in pairs):
             return False
         for group, held in pairs:
@@ -118,7 +118,8 @@ class CacheAllocator:
         digests = self._digests(sequence, full)
         for number in range((sequence.cached_tokens - count) // self._block_tokens, full):
             for group, held in zip(self._groups, sequence.tables, strict=True):
-                group.pool.keep(held.blocks[number - held.first], digests[number])
+                if number >= held.first:  # else a later row on its way has left it behind already
+                    group.pool.keep(held.blocks[number - held.first], digests[number])
 
     def release(self, sequence: Sequence) -> None:
         """Take back what it holds."""
@@ -132,7 +133,7 @@ class CacheAllocator:
         that a sequence writes to next is its own."""
         running = tuple(running)
         for number, group in enumerate(self._groups):
-            group.check_integrity((s.id, s.cached_tokens, s.tables[number]) for s in running)
+            group.check_integrity((s.id, s.cached_tokens, s.launched_tokens, s.tables[number]) for s in running)
         if self._states is not None:
             self._states.check_integrity({sequence.id: (sequence.state_slot,) for sequence in running})
 

@@ -136,21 +136,21 @@ class CacheGroup:
         if needed > 0:
             held.blocks.extend(self.pool.take(needed, after=last))
 
-    def check_integrity(self, held: Iterable[tuple[int, int, HeldBlocks]]) -> None:
-        """`held`: sequence id, its cached tokens, its blocks. Raises IntegrityError unless each block is free, kept, or
-        used by those who have it, what a sequence reads is there, and where it writes next is its own."""
+    def check_integrity(self, held: Iterable[tuple[int, int, int, HeldBlocks]]) -> None:
+        """`held`: sequence id, its cached and its launched tokens, its blocks. Raises IntegrityError unless each block
+        is free, kept, or used by those who have it, what a sequence reads is there, and where it writes is its own."""
         sequences = tuple(held)
-        self.pool.check_integrity({sequence: blocks.blocks for sequence, _, blocks in sequences})
-        for sequence, cached_tokens, blocks in sequences:
-            self._check_table(sequence, cached_tokens, blocks)
+        self.pool.check_integrity({sequence: blocks.blocks for sequence, _, _, blocks in sequences})
+        for sequence, cached_tokens, launched_tokens, blocks in sequences:
+            self._check_table(sequence, cached_tokens, launched_tokens, blocks)
 
-    def _check_table(self, sequence: int, cached_tokens: int, held: HeldBlocks) -> None:
-        covered = held.first <= self._first_read(cached_tokens)
-        if not covered or self.pool.blocks_for(cached_tokens) > held.end:
+    def _check_table(self, sequence: int, cached_tokens: int, launched_tokens: int, held: HeldBlocks) -> None:
+        covered = held.first <= self._first_read(launched_tokens)
+        if not covered or self.pool.blocks_for(launched_tokens) > held.end:
             raise IntegrityError(f"The blocks of sequence {sequence} do not match its tokens.")
         if self.window_tokens is not None and len(held.blocks) > self._most_held:
             raise IntegrityError(f"Sequence {sequence} holds {len(held.blocks)} blocks of a window.")
-        for block in held.between(cached_tokens // self.pool.block_tokens, held.end):
+        for block in held.between(max(held.first, cached_tokens // self.pool.block_tokens), held.end):
             if self.pool.users(block) != 1 or self.pool.is_kept(block):
                 raise IntegrityError(f"Sequence {sequence} would write into block {block}, which others may read.")
 

@@ -39,6 +39,11 @@ class Roster:
         """The running sequences that are in no step now, in order of rank."""
         return sorted((sequence for sequence in self.running.values() if not sequence.in_flight), key=by_rank)
 
+    def begun(self) -> list[Sequence]:
+        """The running sequences whose prompt can go on, in order of rank: also behind parts that are on their way."""
+        prompts = (s for s in self.running.values() if s.uncached_tokens > 1 and s.unlaunched_tokens)
+        return sorted(prompts, key=by_rank)
+
     def find(self, sequence_id: int) -> Sequence | None:
         queued = next((sequence for sequence in self.waiting if sequence.id == sequence_id), None)
         return self.running.get(sequence_id) or queued

@@ -3,9 +3,9 @@
 Pure: `now` comes in, frozen values go out; never sockets, threads, clocks, loggers or torch.
 
 The order of service, in each step:
-1. Decodes (sequences one token short of a sample), each in its turn, divided evenly among the steps that
-   may still start, so that a pipeline's stages all have work. While a prompt waits they leave it a share of the budget.
-2. Prompts begun, by rank, in chunks of what is left of the budget.
+1. Decodes (sequences one token short of a sample), each in its turn, in as many groups as the pipeline has stages, so
+   that all of them have work (see `overlap`). While a prompt waits they leave it a share of the budget.
+2. Prompts begun, by rank, in chunks of what is left of the budget: the next chunk may follow before the last is back.
 3. New sequences, strictly by rank, while blocks for all their tokens are free (in a window's cache group, for as many
    as it ever holds), and a state slot where the model keeps recurrent state.
 4. Guesses at what follows the decodes (see `drafting`), out of what is left of the budget and of the free blocks.
@@ -18,9 +18,10 @@ turn.
 
 from __future__ import annotations
 
-from collections import abc, deque
+from collections import Counter, abc, deque
 from dataclasses import replace
 from itertools import islice
+from typing import Final
 
 from transport.messages import Plan, Step, WindowGroup
 from vramancer_cli.errors import IntegrityError, InvalidRequestError
@@ -28,10 +29,12 @@ from vramancer_cli.models.readout import NO_READING, PromptReading
 from vramancer_cli.models.sampling import Sampling
 from vramancer_cli.scheduling.allocator import CacheAllocator
 from vramancer_cli.scheduling.drafting import Drafting, Load
+from vramancer_cli.scheduling.overlap import Overlap
 from vramancer_cli.scheduling.roster import Roster
 from vramancer_cli.scheduling.sequence import Sequence
 from vramancer_cli.scheduling.step_parts import Emitted, Flight, Scheduled, Share, StepMismatchError
 
+ONE_AT_A_TIME: Final = Overlap()
 PREFILL_SHARE = 4
 """One in so many tokens of a step's budget is kept from decodes while a prompt waits."""
 
@@ -39,10 +42,11 @@ PREFILL_SHARE = 4
 class Scheduler:
     """The sequences of one epoch. `max_step_tokens` is at least 2, so that a decode and a prompt can share a step.
 
-    `windows`: the cache groups of layers that look back a window only; each must hold one sequence at least.
-    `state_slots`: recurrent states that the stages have places for; 0 for a model that keeps none. `prefix_cache`:
-    whether blocks are kept after their sequence, for others that begin alike. `draft`: how many tokens are guessed
-    beforehand, 0 for none, None for as many as pay; none with state slots, because a state cannot be taken back.
+    `overlap`: how many steps fly at once, and how work is cut for it. `windows`: the cache groups of layers that look
+    back a window only; each must hold one sequence at least. `state_slots`: recurrent states that the stages have
+    places for; 0 for a model that keeps none. `prefix_cache`: whether blocks are kept after their sequence, for others
+    that begin alike. `draft`: how many tokens are guessed beforehand, 0 for none, None for as many as pay; none with
+    state slots, because a state cannot be taken back.
     """
 
     def __init__(
@@ -58,13 +62,13 @@ class Scheduler:
         draft: int | None = 0,
         max_running: int = 16,
         max_waiting: int = 256,
-        max_in_flight: int = 1,
+        overlap: Overlap = ONE_AT_A_TIME,
     ) -> None:
-        if max_step_tokens < 2 or min(max_running, max_waiting, max_in_flight) < 1:
+        if max_step_tokens < 2 or min(max_running, max_waiting, overlap.groups, overlap.most_steps) < 1:
             raise ValueError("max_step_tokens must be at least 2, every other limit at least 1.")
         self._epoch = epoch
         self._max_step_tokens = max_step_tokens
-        self._max_in_flight = max_in_flight
+        self._overlap = overlap
         self._allocator = CacheAllocator(
             block_count=block_count,
             block_tokens=block_tokens,
@@ -87,7 +91,7 @@ class Scheduler:
     def of_plan(
         cls, plan: Plan, *, prefix_cache: bool, draft: int | None, max_running: int, max_waiting: int = 256
     ) -> Scheduler:
-        """For the stages of `plan`, one step at a time in each of them."""
+        """For the stages of `plan`, all of which are to be kept at work."""
         return cls(
             epoch=plan.epoch,
             block_count=plan.block_count,
@@ -99,7 +103,7 @@ class Scheduler:
             draft=draft,
             max_running=max_running,
             max_waiting=max_waiting,
-            max_in_flight=len(plan.stages),
+            overlap=Overlap.of_plan(plan),
         )
 
     @property
@@ -189,7 +193,7 @@ class Scheduler:
         Ends ride on the next step that has rows. When there is none to come, that is when nothing is in flight either,
         they go out in a step without rows, so that an idle pipeline holds no block tables.
         """
-        if len(self._in_flight) >= self._max_in_flight:
+        if len(self._in_flight) >= self._overlap.most_steps:
             return None
         shares = self._pick_decodes()
         shares += self._pick_prompts(self._max_step_tokens - len(shares))
@@ -221,8 +225,8 @@ class Scheduler:
     def check_integrity(self) -> None:
         """Raises IntegrityError if block tables, tokens and steps in flight contradict each other."""
         self._roster.check_integrity()
-        flying = {share.sequence for flight in self._in_flight.values() for share in flight.shares}
-        if any(sequence.in_flight != (sequence in flying) for sequence in self._roster.running.values()):
+        flying = Counter(share.sequence for flight in self._in_flight.values() for share in flight.shares)
+        if any(sequence.in_flight != flying[sequence] for sequence in self._roster.running.values()):
             raise IntegrityError("A sequence is in flight without a step, or in a step without knowing.")
 
     def _pick_decodes(self) -> list[Share]:
@@ -230,8 +234,9 @@ class Scheduler:
         ready = [
             sequence for sequence in grounded if sequence.uncached_tokens == 1 and not self._roster.yields(sequence)
         ]
-        places = self._max_in_flight - len(self._in_flight)
-        limit = min(-(-len(ready) // places), self._decode_budget())
+        decoding = sum(sequence.uncached_tokens == 1 for sequence in self._roster.running.values())
+        flying = sum(flight.has_decodes for flight in self._in_flight.values())
+        limit = min(self._overlap.decodes(decoding, len(ready), flying), self._decode_budget())
         picked: list[Share] = []
         for sequence in sorted(ready, key=lambda sequence: sequence.last_turn):
             if len(picked) == limit:
@@ -243,11 +248,12 @@ class Scheduler:
 
     def _pick_prompts(self, budget: int) -> list[Share]:
         picked: list[Share] = []
-        begun = deque(sequence for sequence in self._roster.grounded() if sequence.uncached_tokens > 1)
+        begun = deque(self._roster.begun())
+        budget = min(budget, self._chunk(begun))
         while budget and (sequence := begun.popleft() if begun else self._roster.admit()):
             if sequence.id not in self._roster.running:
                 continue  # one before it took its blocks
-            count = min(sequence.uncached_tokens, budget)
+            count = min(sequence.unlaunched_tokens, budget)
             if not self._roster.grow(sequence, count):
                 self._roster.make_way(sequence)
                 return picked
@@ -257,10 +263,9 @@ class Scheduler:
         return picked
 
     def _pick(self, sequence: Sequence, count: int) -> Share:
-        sequence.in_flight = True  # from here on nobody may take its blocks
-        sequence.last_turn = self._next_turn
+        sequence.pick(self._next_turn)
         self._next_turn += 1
-        last = count == sequence.uncached_tokens
+        last = count == sequence.unlaunched_tokens
         return Share(sequence, count, sampled=last and sequence.max_tokens > 0)
 
     def _with_drafts(self, shares: list[Share], drafting: Drafting) -> list[Share]:
@@ -285,9 +290,13 @@ class Scheduler:
         self._committed_s = now
 
     def _decode_budget(self) -> int:
-        begun = any(sequence.uncached_tokens > 1 for sequence in self._roster.grounded())
-        kept = max(1, self._max_step_tokens // PREFILL_SHARE) if begun or self._roster.may_admit else 0
-        return self._max_step_tokens - kept
+        some_wait = self._roster.begun() or self._roster.may_admit
+        return self._max_step_tokens - (max(1, self._max_step_tokens // PREFILL_SHARE) if some_wait else 0)
+
+    def _chunk(self, begun: abc.Iterable[Sequence]) -> int:
+        """How much of all prompts that wait the next step should take."""
+        waiting = self._roster.waiting if self._roster.may_admit else ()
+        return self._overlap.chunk(sum(s.unlaunched_tokens for s in begun) + sum(s.token_count for s in waiting))
 
     def _launch(self, shares: tuple[Share, ...], now: float) -> Scheduled:
         number = self._next_number

@@ -27,7 +27,8 @@ class Sequence:
     A higher `priority` goes first; within one a lower `arrival`, the older. `digests` stand for its full blocks, as far
     as anybody asked. `tables` are its block tables, one for each cache group and none while it waits; `copies` fill
     blocks of them before the next row. `state_slot` is its place among the recurrent states, -1 for none yet.
-    `cached_tokens` are in the KV cache of every stage, by steps that came back.
+    `cached_tokens` are in the KV cache of every stage, by steps that came back; `launched_tokens` with those on their
+    way. `in_flight` rows are, or are just picked: several parts of a prompt, or the one that draws.
     `read_tokens`: of so many tokens of the prompt came back what `reading` wants, and it is not asked for again when
     the sequence has to be computed again; with max_tokens 0 nothing follows the prompt.
     `last_turn` counts rows of all sequences: the lower, the longer ago this one had a row.
@@ -48,8 +49,9 @@ class Sequence:
     copies: tuple[BlockCopy, ...] = ()
     state_slot: int = -1
     cached_tokens: int = 0
+    launched_tokens: int = 0
     read_tokens: int = 0
-    in_flight: bool = False
+    in_flight: int = 0
     last_turn: int = -1
     draft: tuple[int, ...] = ()
     guesses: Guesses = field(default_factory=Guesses)
@@ -73,6 +75,11 @@ class Sequence:
         return self.token_count - self.cached_tokens
 
     @property
+    def unlaunched_tokens(self) -> int:
+        """Tokens that must still get a row; 0 while one that draws is on its way."""
+        return self.token_count - self.launched_tokens
+
+    @property
     def reusable_tokens(self) -> int:
         """So many of its first tokens need not run if cached; the last one must, and those still to be read."""
         unread = self.reading.every_token and self.read_tokens < len(self.prompt)
@@ -90,8 +97,8 @@ class Sequence:
         )
 
     def next_tokens(self, count: int) -> tuple[int, ...]:
-        """The first `count` of the uncached tokens and the draft."""
-        known = self.tokens(self.cached_tokens, self.cached_tokens + count)
+        """The first `count` of the unlaunched tokens and the draft."""
+        known = self.tokens(self.launched_tokens, self.launched_tokens + count)
         return known + self.draft[: count - len(known)]
 
     def tokens(self, start: int, end: int) -> tuple[int, ...]:
@@ -109,11 +116,12 @@ class Sequence:
     ) -> None:
         """Hold a part of the KV cache in which the first `cached_tokens` tokens lie, once `copies` are made."""
         self.tables.extend(tables)
-        self.cached_tokens, self.copies, self.state_slot = cached_tokens, copies, state_slot
+        self.cached_tokens = self.launched_tokens = cached_tokens
+        self.copies, self.state_slot = copies, state_slot
 
     def next_readout(self, count: int) -> Readout | None:
         """What is wanted of the next `count` tokens' final hidden states, if anything is."""
-        end, unread = self.cached_tokens + count, self._unread(count)
+        end, unread = self.launched_tokens + count, self._unread(count)
         draws = self.next_draws if self._draws(count) else ()
         if not unread:
             return Readout(self.id, len(draws), draws) if draws else None
@@ -129,14 +137,19 @@ class Sequence:
 
     def _draws(self, count: int) -> bool:
         """Whether a token is drawn after the next `count` ones."""
-        return count == self.uncached_tokens + len(self.draft) and self.max_tokens > 0
+        return count == self.unlaunched_tokens + len(self.draft) and self.max_tokens > 0
 
     def _unread(self, count: int) -> int:
         """Of how many of the next `count` tokens, the last ones, `reading` wants the outputs."""
-        end = self.cached_tokens + count
+        end = self.launched_tokens + count
         if self.reading.every_token:
-            return max(0, min(end, len(self.prompt)) - max(self.cached_tokens, self.read_tokens))
+            return max(0, min(end, len(self.prompt)) - max(self.launched_tokens, self.read_tokens))
         return int(self.reading.pooling == "last" and end == len(self.prompt) > self.read_tokens)
+
+    def pick(self, turn: int) -> None:
+        """It has a row in the step that is put together: from here on nobody may take its blocks."""
+        self.last_turn = turn
+        self.in_flight += 1
 
     def launch(self, count: int) -> StepRow:
         """The row that runs the next `count` tokens, the whole draft among them or nothing of it, with all blocks that
@@ -147,17 +160,18 @@ class Sequence:
             parts.append((1, ()) if known else (0, (self.state_slot,)))
         first_block, blocks = tuple(first for first, _ in parts), tuple(given for _, given in parts)
         outputs = max(self._unread(count), 1 + len(self.draft) if self._draws(count) else 0)
-        row = StepRow(self.id, self.cached_tokens, count, first_block, blocks, outputs)
+        row = StepRow(self.id, self.launched_tokens, count, first_block, blocks, outputs)
         self.copies = ()
-        self.in_flight = True
+        self.launched_tokens += count - len(self.draft)
         return row
 
     def land(self, count: int) -> None:
-        """The step with its row came back, and `count` tokens of that stay."""
+        """The step with the first of its rows came back, and `count` tokens of that stay."""
         self.cached_tokens += count
+        self.launched_tokens = max(self.launched_tokens, self.cached_tokens)  # guesses that were right
         self.read_tokens = max(self.read_tokens, min(self.cached_tokens, len(self.prompt)))
         self.draft = ()
-        self.in_flight = False
+        self.in_flight -= 1
 
     def verified(self, drawn: abc.Sequence[int]) -> int:
         """How many tokens of the draft, from its first on, are what was drawn."""
@@ -177,12 +191,13 @@ class Sequence:
 
     def ground(self) -> None:
         """No step that it is in comes back, and no cache that it was in is left: a new epoch knows it by its tokens."""
-        self.in_flight = False
+        self.in_flight = 0
         self.last_turn = -1
         self.digests.clear()
 
     def drop_cache(self) -> list[HeldBlocks]:
         """Forget the KV cache, not the tokens; returns what was held of each group."""
         tables, self.tables = self.tables, []
-        self.cached_tokens, self.copies, self.state_slot, self.draft = 0, (), -1, ()
+        self.cached_tokens = self.launched_tokens = 0
+        self.copies, self.state_slot, self.draft = (), -1, ()
         return tables

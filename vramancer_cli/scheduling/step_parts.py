@@ -74,8 +74,9 @@ class Share:
 
     @property
     def goes_on(self) -> bool:
-        """Whether it decodes behind a token of its answer, so that nothing else is wanted of that token."""
-        return self.decodes and bool(self.sequence.generated)
+        """Whether it decodes behind a token of its answer, so that nothing else is wanted of that token, and of no part
+        that is still on its way."""
+        return self.decodes and bool(self.sequence.generated) and self.sequence.in_flight == 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,3 +86,7 @@ class Flight:
     step: Step
     shares: tuple[Share, ...]
     started_s: float
+
+    @property
+    def has_decodes(self) -> bool:
+        return any(share.decodes for share in self.shares)

@@ -14,6 +14,8 @@ from vramancer_cli.serving.context import ADMIN
 from vramancer_cli.serving.faults import RETRY_NOT_READY_S, Fault, RefusedError, unavailable
 
 TOKEN_HOURS: Final = 24
+TRACE_S: Final = 5.0
+MOST_TRACE_S: Final = 60.0
 TRUE: Final = frozenset({"1", "true", "yes"})
 
 
@@ -73,6 +75,26 @@ async def remove_node(request: web.Request) -> web.Response:
     except UsageError as error:
         raise RefusedError(Fault(409, f"{error} {error.hint}".strip(), code="not_removed")) from error
     return json_response({"id": node, "removed": True})
+
+
+async def trace(request: web.Request) -> web.Response:
+    """What every node's threads did in the last `seconds` (query; MOST_TRACE_S at most)."""
+    seconds = _seconds(request.query.get("seconds", ""))
+    try:
+        told = await request.app[ADMIN].trace(seconds)
+    except UsageError as error:
+        raise RefusedError(Fault(409, f"{error} {error.hint}".strip(), code="not_the_head")) from error
+    return json_response(told.to_json())
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text or TRACE_S)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= MOST_TRACE_S:
+        raise RefusedError(Fault(400, f"'seconds' is a number up to {MOST_TRACE_S:.0f}.", param="seconds"))
+    return seconds
 
 
 async def drain_node(request: web.Request) -> web.Response:

@@ -42,6 +42,7 @@ ROUTES: Final[tuple[tuple[str, str, Role, Handler], ...]] = (
     ("POST", "/v1/embeddings", "user", embeddings.embeddings),
     ("GET", "/api/nodes", "user", admin_routes.nodes),
     ("GET", "/api/pipeline/status", "user", admin_routes.pipeline_status),
+    ("GET", "/api/trace", "admin", admin_routes.trace),
     ("POST", "/api/invites", "admin", admin_routes.invites),
     ("POST", "/api/tokens", "admin", admin_routes.tokens),
     ("DELETE", "/api/nodes/{node}", "admin", admin_routes.remove_node),

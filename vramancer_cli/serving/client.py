@@ -29,8 +29,12 @@ from vramancer_cli.errors import (
 from vramancer_cli.serving import keys, signing
 from vramancer_cli.serving.auth import is_loopback
 from vramancer_cli.serving.keys import KeyRecord
+from vramancer_cli.telemetry.cluster_trace import ClusterTrace
 
 MAX_REPLY_BYTES: Final = 16 * 1024 * 1024
+MAX_TRACE_BYTES: Final = 256 * 1024 * 1024
+TRACE_S: Final = 30.0
+"""Gathering takes three seconds at most, and a large cluster's trace is some 100 MB of JSON."""
 MAX_LINE_BYTES: Final = 1024 * 1024
 STREAM_SILENCE_S: Final = 60.0
 DRAIN_S: Final = 660.0
@@ -95,10 +99,13 @@ class ApiClient:
         try:
             return ClusterStatus.from_json(reply)
         except (KeyError, TypeError, ValueError) as error:
-            raise VramancerError(
-                f"The VRAMancer at {self.url} speaks of its cluster in words that this version does not know.",
-                hint="Update the older one of the two.",
-            ) from error
+            raise self._foreign_words() from error
+
+    def _foreign_words(self) -> VramancerError:
+        return VramancerError(
+            f"The VRAMancer at {self.url} speaks of its cluster in words that this version does not know.",
+            hint="Update the older one of the two.",
+        )
 
     def invite(self) -> tuple[str, float]:
         """(a new pairing code, for how many seconds it is valid)."""
@@ -117,6 +124,14 @@ class ApiClient:
         """The id of the node of this name or id, which holds nothing now. Raises UsageError where that cannot be."""
         with self._reply("POST", f"/api/nodes/{quote(node, safe='')}/drain", None, DRAIN_S) as response:
             return str(self._object(response.read(MAX_REPLY_BYTES))["id"])
+
+    def trace(self, seconds: float) -> ClusterTrace:
+        """What every node did in the last `seconds`. Raises UsageError on a node that is not the head."""
+        reply = self._json("GET", f"/api/trace?seconds={seconds:g}", timeout_s=TRACE_S, most_bytes=MAX_TRACE_BYTES)
+        try:
+            return ClusterTrace.from_json(reply)
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._foreign_words() from error
 
     def models(self) -> list[str]:
         """The names of the models served."""
@@ -149,9 +164,17 @@ class ApiClient:
             raise NotReadyError(self.status().reason)
         return names[0]
 
-    def _json(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        with self._reply(method, path, body, self._timeout_s) as response:
-            return self._object(response.read(MAX_REPLY_BYTES))
+    def _json(
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None = None,
+        *,
+        timeout_s: float = 0.0,
+        most_bytes: int = MAX_REPLY_BYTES,
+    ) -> dict[str, Any]:
+        with self._reply(method, path, body, max(timeout_s, self._timeout_s)) as response:
+            return self._object(response.read(most_bytes))
 
     @contextmanager
     def _reply(

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
 from tests.helpers.arithmetic_engine import ArithmeticEngine
+from transport.messages import Step, StepRow
 from vramancer_cli.runtime.device_thread import DeviceClosedError, DeviceThread
 from vramancer_cli.runtime.local_devices import Leg, LocalDevice, along, node_load
 
 WAIT_S = 10.0
+STEP = Step(1, 5, (StepRow(9, 0, 3, (0,), ((1,),), 1),))
 
 
 @pytest.fixture
@@ -27,7 +30,7 @@ class Walk:
 
     def __init__(self, *devices: LocalDevice) -> None:
         self.story: list[tuple[list[int], str]] = []
-        self.legs = [Leg(device, self.leg) for device in devices]
+        self.legs = [Leg(device, self.leg, "compute", 0) for device in devices]
         self.ended = threading.Event()
 
     def leg(self, value: list[int]) -> list[int]:
@@ -39,7 +42,7 @@ class Walk:
             self.result = (result, error, threading.current_thread().name)
             self.ended.set()
 
-        along(self.legs, [], done)
+        along(self.legs, [], self.legs[0].device.recorder.of_step(STEP), done)
         assert self.ended.wait(WAIT_S)
         return self.result
 
@@ -60,7 +63,7 @@ def test_an_error_ends_the_way_where_it_happens(devices: list[LocalDevice]) -> N
     def fails(_value: object) -> object:
         raise error
 
-    walk.legs[1] = Leg(second, fails)
+    walk.legs[1] = Leg(second, fails, "compute", 0)
     assert walk.go() == (None, error, "device-1")
     assert len(walk.story) == 1
 
@@ -81,3 +84,13 @@ def test_what_a_node_tells_of_its_devices(devices: list[LocalDevice]) -> None:
     load = node_load(devices, 3)
     assert [device.memory_used_bytes for device in load.devices] == [0, 7]
     assert (load.memory_used_bytes, load.layer_tokens, load.steps) == (7, 0, 3)
+
+
+def test_each_leg_and_each_copy_between_devices_leaves_a_span(devices: list[LocalDevice]) -> None:
+    first, second = devices
+    assert first.recorder is not second.recorder
+    second = replace(second, position=1, recorder=first.recorder)
+    walk = Walk(first, second)
+    walk.go()
+    seen = [(s.kind, s.number, s.device, s.rows, s.tokens, s.prompt_tokens) for s in first.recorder.lately(WAIT_S)]
+    assert seen == [("compute", 5, 0, 1, 3, 3), ("copy", 5, 0, 0, 0, 0), ("compute", 5, 1, 1, 3, 3)]

@@ -34,6 +34,7 @@ def computed(a: CacheAllocator, s: Sequence, *running: Sequence) -> Sequence:
     begun(a, s, *running)
     count = s.uncached_tokens
     assert a.grow(s, count)
+    s.pick(0)
     s.launch(count)
     s.land(count)
     a.keep(s, count)
@@ -150,7 +151,7 @@ def test_integrity_finds_a_sequence_that_would_write_where_others_read() -> None
     second.cached_tokens = 7
     with pytest.raises(IntegrityError, match="Sequence 2 would write into block"):
         a.check_integrity((first, second))
-    second.cached_tokens = 13
+    second.launched_tokens = 13
     with pytest.raises(IntegrityError, match="do not match its tokens"):
         a.check_integrity((first, second))
 

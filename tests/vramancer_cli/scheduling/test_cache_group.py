@@ -43,7 +43,7 @@ def test_a_window_holds_what_its_next_tokens_may_see_and_what_a_rollback_needs()
     group = window_group()
     held = run(group, 48)
     assert (held.first, held.end) == (5, 12), "the last step began at 40: 16 to roll back, 4 to see, from 20 on"
-    group.check_integrity([(1, 48, held)])
+    group.check_integrity([(1, 48, 48, held)])
     group.pool.give_back(held.blocks)
     group.check_integrity([])
 
@@ -126,7 +126,7 @@ def test_integrity_finds_a_window_that_is_wrong(first: int, cached: int, why: st
     held = run(group, 24)
     held.blocks, held.first = held.blocks[first:], first
     with pytest.raises(IntegrityError, match=why):
-        group.check_integrity([(1, cached, held), (2, 0, HeldBlocks(list(group.pool.find(CHAIN[:first]))))])
+        group.check_integrity([(1, cached, cached, held), (2, 0, 0, HeldBlocks(list(group.pool.find(CHAIN[:first]))))])
 
 
 def test_integrity_finds_a_window_that_holds_too_much() -> None:
@@ -134,4 +134,4 @@ def test_integrity_finds_a_window_that_holds_too_much() -> None:
     held = group.begin(NOTHING, 48)
     held.blocks.extend(group.pool.take(9))
     with pytest.raises(IntegrityError, match="holds 9 blocks of a window"):
-        group.check_integrity([(1, 0, held)])
+        group.check_integrity([(1, 0, 0, held)])

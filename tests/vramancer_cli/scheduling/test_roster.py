@@ -26,6 +26,7 @@ def queued(roster: Roster, arrival: int, prompt_tokens: int, priority: int = 0) 
 
 def fill(sequence: Sequence) -> None:
     """As if all its tokens had run, and one more had been sampled."""
+    sequence.pick(0)
     sequence.launch(sequence.uncached_tokens)
     sequence.land(sequence.uncached_tokens)
     sequence.accept(1)
@@ -92,9 +93,9 @@ def test_growth_never_takes_from_the_older_or_from_one_in_flight() -> None:
     assert not r.grow(young, 1), "the only other one is older"
     fill(old)
     fill(old)
-    young.in_flight = True
+    young.in_flight = 1
     assert not r.grow(old, 1)
-    young.in_flight = False
+    young.in_flight = 0
     assert r.grow(old, 1)
     assert r.waiting == [young]
 
@@ -108,11 +109,11 @@ def test_age_decides_who_is_taken_from_and_outlives_preemption() -> None:
     r.remove(old)
     late = queued(r, 3, 1)
     assert [r.admit(), r.admit()] == [young, late]
-    late.in_flight = True
+    late.in_flight = 1
     grow_until_somebody_waits(r, middle)
     assert r.waiting == [young]
     r.remove(middle)
-    late.in_flight = False
+    late.in_flight = 0
     assert r.admit() is young
     assert list(r.running.values()) == [late, young]
     assert r.grounded() == [young, late]
@@ -140,10 +141,10 @@ def test_integrity_finds_a_table_that_is_too_short_and_a_waiting_owner() -> None
     sequence = r.admit()
     assert sequence is not None
     r.check_integrity()
-    sequence.cached_tokens = 5
+    sequence.launched_tokens = 5
     with pytest.raises(IntegrityError, match="do not match its tokens"):
         r.check_integrity()
-    sequence.cached_tokens = 0
+    sequence.launched_tokens = 0
     queued(r, 1, 4).cached_tokens = 1
     with pytest.raises(IntegrityError, match="waiting sequence holds"):
         r.check_integrity()

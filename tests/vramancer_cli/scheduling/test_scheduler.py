@@ -10,6 +10,7 @@ from vramancer_cli.errors import InvalidRequestError, QueueFullError
 from vramancer_cli.models.cache_window import most_held_blocks
 from vramancer_cli.models.readout import Pooling, PromptReading
 from vramancer_cli.models.sampling import Draw, Sampling
+from vramancer_cli.scheduling.overlap import Overlap
 from vramancer_cli.scheduling.scheduler import Scheduler
 from vramancer_cli.scheduling.step_parts import Emitted, Scheduled, StepMismatchError
 
@@ -71,7 +72,7 @@ def test_the_last_end_goes_out_in_a_step_without_rows() -> None:
 
 
 def test_ends_ride_on_the_next_rows_and_wait_for_them() -> None:
-    s = scheduler(max_in_flight=2)
+    s = scheduler(overlap=Overlap(2, 2))
     add(s, 1)
     add(s, 2)
     finish(s, start(s))
@@ -131,7 +132,7 @@ def test_decodes_leave_a_waiting_prompt_a_share_and_take_turns() -> None:
 
 
 def test_decodes_are_divided_among_the_steps_in_flight() -> None:
-    s = scheduler(max_in_flight=3)
+    s = scheduler(overlap=Overlap(3, 3))
     for sequence in range(7):
         add(s, sequence)
     finish(s, start(s))  # 5 prompts of 3 fit into 16 tokens, the 6th in part
@@ -142,15 +143,61 @@ def test_decodes_are_divided_among_the_steps_in_flight() -> None:
     assert s.schedule(1.0) is None, "three steps are in flight"
 
 
+def test_a_crowd_that_came_together_is_divided_again() -> None:
+    s = scheduler(block_count=64, overlap=Overlap(2, 2))
+    add(s, 0)
+    alone = start(s)
+    for sequence in range(1, 6):
+        add(s, sequence)
+    crowd = start(s)
+    assert [len(alone.step.rows), len(crowd.step.rows)] == [1, 5]
+    finish(s, crowd)
+    half = start(s)
+    finish(s, alone)
+    assert [len(half.step.rows), len(start(s).step.rows)] == [3, 3]
+
+
+def test_the_next_chunk_of_a_prompt_does_not_wait_for_the_last() -> None:
+    s = scheduler(max_step_tokens=4, overlap=Overlap(2, 3))
+    add(s, 7, prompt_tokens=10)
+    steps = [start(s), start(s), start(s)]
+    assert [(row.start, row.count, row.outputs) for step in steps for row in step.step.rows] == [
+        (0, 4, 0), (4, 4, 0), (8, 2, 1)
+    ]  # fmt: skip
+    assert s.schedule(1.0) is None
+    assert [finish(s, step) for step in steps] == [(), (), (Emitted(7, (50,), None),)]
+    assert counts(start(s)) == {7: 1}
+
+
+def test_decodes_slip_in_between_the_chunks_of_a_prompt() -> None:
+    s = scheduler(max_step_tokens=4, overlap=Overlap(2, 3))
+    add(s, 1)
+    finish(s, start(s))
+    add(s, 2, prompt_tokens=12)
+    first, second, third = (start(s) for _ in range(3))
+    assert [counts(first), counts(second), counts(third)] == [{1: 1, 2: 3}, {2: 4}, {2: 4}]
+    finish(s, first)
+    assert counts(start(s)) == {1: 1, 2: 1}
+
+
+def test_an_aborted_prompt_takes_all_its_chunks_with_it() -> None:
+    s = scheduler(max_step_tokens=4, overlap=Overlap(2, 3))
+    add(s, 1, prompt_tokens=12)
+    first, second = start(s), start(s)
+    s.abort(1)
+    assert (finish(s, first), finish(s, second)) == ((), ())
+    assert s.running == 0
+
+
 def test_a_sequence_in_flight_is_not_scheduled_again() -> None:
-    s = scheduler(max_in_flight=2)
+    s = scheduler(overlap=Overlap(2, 2))
     add(s, 1)
     start(s)
     assert s.schedule(1.0) is None
 
 
 def test_an_aborted_sequence_gives_its_blocks_to_the_next_step() -> None:
-    s = scheduler(block_count=4, max_in_flight=2)
+    s = scheduler(block_count=4, overlap=Overlap(2, 2))
     add(s, 1, prompt_tokens=14, max_tokens=2)
     first = start(s)
     add(s, 2, prompt_tokens=14, max_tokens=2)
@@ -164,7 +211,7 @@ def test_an_aborted_sequence_gives_its_blocks_to_the_next_step() -> None:
 
 
 def test_an_id_used_again_does_not_get_the_old_result() -> None:
-    s = scheduler(max_in_flight=2)
+    s = scheduler(overlap=Overlap(2, 2))
     add(s, 1, max_tokens=1)
     old = start(s)
     s.abort(1)
@@ -260,7 +307,9 @@ def test_times_come_from_the_caller() -> None:
     assert s.last_step_s == 0.5
 
 
-@pytest.mark.parametrize("limits", [{"max_step_tokens": 1}, {"max_running": 0}, {"max_in_flight": 0}])
+@pytest.mark.parametrize(
+    "limits", [{"max_step_tokens": 1}, {"max_running": 0}, {"overlap": Overlap(0)}, {"overlap": Overlap(2, 0)}]
+)
 def test_limits_that_could_not_make_progress_are_refused(limits: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="at least"):
         scheduler(**limits)

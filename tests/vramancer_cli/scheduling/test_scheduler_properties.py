@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from tests.helpers.scheduler_bench import Bench, Limits, RandomRequests, random_limits, window_group
 from vramancer_cli.errors import QueueFullError
+from vramancer_cli.scheduling.overlap import Overlap
 
 RANDOM_STEPS = 100_000 if os.environ.get("VRM_LONG") else 5_000
 STEPS_PER_EPOCH = 200
@@ -32,7 +33,7 @@ def any_limits(draw: st.DrawFn) -> Limits:
         max_step_tokens=max_step_tokens,
         max_running=draw(st.integers(1, 6)),
         max_waiting=64,
-        max_in_flight=draw(st.integers(1, 3)),
+        overlap=draw(st.builds(Overlap, st.integers(1, 3), st.integers(1, 5), st.sampled_from((0, 1, 300)))),
         state_slots=draw(st.sampled_from((0, 0, 0, 1, 4))),
         prefix_cache=draw(st.booleans()),
         draft=draw(st.sampled_from((0, 0, 1, 3, 16, None))),
@@ -91,13 +92,14 @@ def test_a_long_random_run() -> None:
         seen.update(steps=bench.steps, ended=len(bench.done), preempted=bench.preemptions, epochs=bench.epochs)
         seen.update(left_behind=sum(stage.left_behind for stage in bench.stages))
         seen.update(copies=bench.copies, shared=bench.shared, reused=bench.scheduler.reused_tokens)
-        seen.update(right=bench.right, wrong=bench.wrong)
+        seen.update(right=bench.right, wrong=bench.wrong, followed=bench.followed)
     # The run must have seen what it is for.
     assert seen["ended"] > RANDOM_STEPS / 20
     assert min(seen["preempted"], seen["copies"], seen["refused"]) > RANDOM_STEPS / 200
     assert seen["shared"] > RANDOM_STEPS / 50
-    assert seen["reused"] > RANDOM_STEPS / 10
+    assert seen["reused"] > RANDOM_STEPS / 20
     assert min(seen["right"], seen["wrong"]) > RANDOM_STEPS / 50
+    assert seen["followed"] > RANDOM_STEPS / 50
     assert seen["left_behind"] > RANDOM_STEPS / 10
     assert seen["epochs"] > RANDOM_STEPS / 100
 
@@ -124,14 +126,14 @@ def make_random_move(bench: Bench, requests: RandomRequests, rng: random.Random)
 
 @pytest.mark.parametrize("max_in_flight", [1, 2, 3])
 def test_a_crowd_in_a_pool_for_one_is_served_in_order_of_arrival(max_in_flight: int) -> None:
-    bench = Bench(Limits(4, 2, 8, 8, 32, max_in_flight))
+    bench = Bench(Limits(4, 2, 8, 8, 32, Overlap(max_in_flight, max_in_flight)))
     crowd = [bench.arrive((n, n + 1, n + 2), n, 5, frozenset()) for n in range(20)]
     bench.drain()
     assert bench.done == crowd
 
 
 def test_a_lone_request_fills_every_step_and_takes_no_longer_than_it_must() -> None:
-    bench = Bench(Limits(32, 4, 8, 16, 32, 3))
+    bench = Bench(Limits(32, 4, 8, 16, 32, Overlap(3, 3)))
     bench.arrive(tuple(range(20)), 1, 10, frozenset())
     bench.drain()
     prompt_steps, decode_steps, flush = 3, 9, 1

@@ -42,7 +42,7 @@ def test_blocks_are_announced_once() -> None:
     ("cached", "count", "tokens"), [(0, 7, (1, 2, 3, 4, 5, 50, 51)), (4, 2, (5, 50)), (6, 1, (51,)), (5, 1, (50,))]
 )
 def test_next_tokens_cross_from_prompt_to_generated(cached: int, count: int, tokens: tuple[int, ...]) -> None:
-    assert sequence(generated=[50, 51], cached_tokens=cached).next_tokens(count) == tokens
+    assert sequence(generated=[50, 51], launched_tokens=cached).next_tokens(count) == tokens
 
 
 def test_a_sequence_ends_by_length_with_the_token_and_by_stop_without_it() -> None:
@@ -56,7 +56,7 @@ def test_a_sequence_ends_by_length_with_the_token_and_by_stop_without_it() -> No
 
 
 def test_dropping_the_cache_keeps_tokens_and_the_draw() -> None:
-    s = sequence(generated=[50, 51], cached_tokens=6)
+    s = sequence(generated=[50, 51], cached_tokens=6, launched_tokens=6)
     s.tables.append(HeldBlocks([3, 1]))
     [held] = s.drop_cache()
     assert held.blocks == [3, 1]

@@ -276,6 +276,7 @@ class TlsDataReceiver:
         self._node = node
         self._sink = sink
         self._thread = SocketThread(f"vtp-receive {node[:8]}", sock, self._work, self._ended)
+        self.ended = False
 
     @classmethod
     def start(
@@ -335,4 +336,5 @@ class TlsDataReceiver:
             self._sink.on_frame(self._node, received)
 
     def _ended(self, error: TransportError | None) -> None:
+        self.ended = True
         self._sink.on_closed(self._node, error)

@@ -328,6 +328,19 @@ class StageFailed(Message, frozen=True):
     reason: str
 
 
+class BadFrames(Message, frozen=True):
+    """Worker to head: the node before it in the plan of `epoch` sent what the protocol does not allow.
+
+    An older head skips it, and waits for the step's deadline.
+    """
+
+    type_id: ClassVar[int] = 30
+    optional: ClassVar[bool] = True
+    epoch: Natural
+    sender: NodeId
+    reason: str
+
+
 class Activation(Message, frozen=True):
     """Data link: what enters stage `stage` of the plan: tensor "hidden_states" and, in some families, more by name.
 
@@ -467,7 +480,7 @@ MESSAGES: Final[dict[int, type[Message]]] = {
     for message in (
         Hello, Goodbye, Join, Welcome, Refused, Ping, Pong, Assign, LoadProgress, StageReady, AssignRefused,
         Release, StageFailed, Activation, StatusShare, Roll, Removed, Renew, Renewed, AskModel, ModelFiles, AskPiece,
-        Piece, NotServed, FetchProgress, Leaving,
+        Piece, NotServed, FetchProgress, Leaving, BadFrames,
     )
 }  # fmt: skip
 """Every message by its frame type."""

@@ -14,6 +14,7 @@ from transport.messages import (
     AskPiece,
     Assign,
     AssignRefused,
+    BadFrames,
     BlockCopy,
     DeviceLoad,
     FetchProgress,
@@ -148,4 +149,5 @@ SAMPLES: Final[tuple[Sample, ...]] = (
     Sample(NotServed("The master serves another model.")),
     Sample(FetchProgress(3, 1 << 20, 5 << 20)),
     Sample(Leaving()),
+    Sample(BadFrames(3, OAK, "A frame header arrived damaged.")),
 )

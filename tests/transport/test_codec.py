@@ -211,6 +211,7 @@ def test_optional_messages_carry_the_flag() -> None:
         "Renewed",
         "FetchProgress",
         "Leaving",
+        "BadFrames",
     ]
     assert take_apart(encode(0, 0, Whisper("psst"))[0])[0].optional
 

@@ -35,6 +35,17 @@ class Trouble:
         return Trouble(times, reason, at + BACK_OFF_S if len(times) == FAILURES else None)
 
 
+QUARANTINE_S: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantine:
+    """A node sent what the protocol does not allow, and is planned without until then."""
+
+    reason: str
+    until: float
+
+
 @dataclass(frozen=True, slots=True)
 class StageRecord:
     """What a node holds or loads of a plan: all its stages. `loaded_fraction` is 0 to 1; `moved_at`: when it was
@@ -58,7 +69,7 @@ class NodeRecord:
     refused.
 
     `may_hold`: it has joined, and nobody has told it yet to hold or to unload anything. `draining`: it is to hold
-    nothing, until it joins again.
+    nothing, until it joins again. `quarantine`: joining again does not end it, time does.
     """
 
     facts: NodeFacts
@@ -72,6 +83,7 @@ class NodeRecord:
     stage: StageRecord | None = None
     note: str = ""
     trouble: Trouble = field(default_factory=Trouble)
+    quarantine: Quarantine | None = None
     may_hold: bool = False
     draining: bool = False
 

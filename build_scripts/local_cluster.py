@@ -139,9 +139,17 @@ class LocalCluster:
     ) -> NodeProcess:
         """Join with a fresh code: by mDNS, or by the head's address on `host`. What is launched inherits `place`: the
         cores, or the network, that this thread has in it."""
+        with place or nullcontext():
+            worker = self.new_worker(f"worker-{len(self.workers) + 1}", *extra, discover=discover, host=host)
+        self.workers.append(worker)
+        return worker
+
+    def new_worker(
+        self, name: str, *extra: str, discover: bool = False, host: str = "127.0.0.1", port: int | None = None
+    ) -> NodeProcess:
+        """As `add_worker`, not kept; `port`: where the head is dialled, if not at its own node port."""
         code, _ = self.client.invite()
-        name = f"worker-{len(self.workers) + 1}"
-        where = ["--auto-discover"] if discover else [f"{host}:{self.head.node_port}"]
+        where = ["--auto-discover"] if discover else [f"{host}:{port or self.head.node_port}"]
         arguments = [
             "join",
             *where,
@@ -156,10 +164,7 @@ class LocalCluster:
             *self._memory(),
             *extra,
         ]
-        with place or nullcontext():
-            worker = NodeProcess.launch(self.folder / name, arguments, self.threads)
-        self.workers.append(worker)
-        return worker
+        return NodeProcess.launch(self.folder / name, arguments, self.threads)
 
     def wait_ready(self, nodes: int, deadline_s: float = 90.0) -> ClusterStatus:
         """Until the model is served by `nodes` nodes. Raises NodeDiedError, TimeoutError."""

@@ -15,6 +15,7 @@ _SENTENCES: Final[dict[Kind, str]] = {
     Kind.REMOVED: "{who} was removed",
     Kind.TURNED_AWAY: "{who} was turned away{place}: it was removed",
     Kind.COPY_REFUSED: "{who} was refused{place}: a copied state folder",
+    Kind.QUARANTINED: "{who} was quarantined{place}: it sent what the protocol does not allow",
     Kind.WRONG_CODE: "wrong pairing {invitation}, try {tries}{place}",
     Kind.CODE_NOT_OPEN: "a pairing code that is not open{place}",
     Kind.WRONG_TOKEN: "{invitation} is wrong, used or has ended{place}",
@@ -48,7 +49,7 @@ _ACTIONS: Final = {
 }
 _ALARMS: Final = frozenset({
     Kind.WRONG_CODE, Kind.WRONG_TOKEN, Kind.CODE_NOT_OPEN, Kind.WRONG_KEY, Kind.KEY_ENDED, Kind.REFUSED,
-    Kind.TURNED_AWAY, Kind.COPY_REFUSED, Kind.NOT_RENEWED, Kind.EVENTS_LOST,
+    Kind.TURNED_AWAY, Kind.COPY_REFUSED, Kind.QUARANTINED, Kind.NOT_RENEWED, Kind.EVENTS_LOST,
 })  # fmt: skip
 
 

@@ -24,6 +24,7 @@ _STATE_STYLES: Final = {
     "loading": "yellow",
     "waiting": "yellow",
     "spare": "dim",
+    "quarantined": "bold red",
     "lost": "bold red",
     "failed": "bold red",
 }

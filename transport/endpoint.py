@@ -211,7 +211,7 @@ class Endpoint:
 
     def _check_not_shut_out(self, node: NodeId) -> None:
         if node in self._shut_out:
-            raise TrustError(f"Node {node[:8]} was removed from the cluster.")
+            raise TrustError(f"Node {node[:8]} was removed from the cluster, or is quarantined.")
 
 
 def _tls_of_thread(held: Held, context: ssl.SSLContext, expected: NodeId, protocol: str) -> ssl.SSLSocket:

@@ -304,6 +304,7 @@ class TlsDataReceiver:
         self._gauge = gauge
         self._began_s = 0.0  # when the frame that is being read began to come
         self._thread = SocketThread(f"vtp-receive {node[:8]}", sock, self._work, self._ended)
+        self.ended = False
 
     @classmethod
     def start(
@@ -382,4 +383,5 @@ class TlsDataReceiver:
             self._socket.sendall(self._connection.send(LinkSpeed(bytes_per_s))[0])
 
     def _ended(self, error: TransportError | None) -> None:
+        self.ended = True
         self._sink.on_closed(self._node, error)

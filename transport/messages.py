@@ -378,6 +378,19 @@ class StageFailed(Message, frozen=True):
     reason: str
 
 
+class BadFrames(Message, frozen=True):
+    """Worker to head: the node before it in the plan of `epoch` sent what the protocol does not allow.
+
+    An older head skips it, and waits for the step's deadline.
+    """
+
+    type_id: ClassVar[int] = 30
+    optional: ClassVar[bool] = True
+    epoch: Natural
+    sender: NodeId
+    reason: str
+
+
 class Activation(Message, frozen=True):
     """Data link: what enters stage `stage` of the plan: tensor "hidden_states" and, in some families, more by name.
 
@@ -530,6 +543,8 @@ class Spans(Message, frozen=True):
     number: Natural
     spans: Annotated[tuple[Span, ...], msgspec.Meta(max_length=MAX_SPANS)]
     last: bool
+
+
 class LinkSpeed(Message, frozen=True):
     """Data link, receiver to sender: what a second brought, while large payloads came in. Sent when it has changed."""
 
@@ -546,7 +561,7 @@ MESSAGES: Final[dict[int, type[Message]]] = {
     for message in (
         Hello, Goodbye, Join, Welcome, Refused, Ping, Pong, Assign, LoadProgress, StageReady, AssignRefused,
         Release, StageFailed, Activation, StatusShare, Roll, Removed, Renew, Renewed, AskModel, ModelFiles, AskPiece,
-        Piece, NotServed, FetchProgress, Leaving, AskSpans, Spans, LinkSpeed,
+        Piece, NotServed, FetchProgress, Leaving, AskSpans, Spans, LinkSpeed, BadFrames,
     )
 }  # fmt: skip
 """Every message by its frame type."""

@@ -40,6 +40,8 @@ HANDSHAKES: Final = 8
 QUEUE: Final = 64
 BULK_LINKS: Final = 32
 """Each takes a thread; a node that finds no place asks again a little later."""
+DATA_LINKS: Final = 4
+"""Of one node. A plan takes one, or two; those of the one before may still be ending."""
 _ACCEPT_PAUSE_S: Final = 0.1
 _LEAST_S: Final = 1.0
 """What is left of a handshake's deadline once it has its turn, however long it waited: it suffices across the world."""
@@ -193,14 +195,27 @@ class Reception:
         receiver = await self._threads.run(held, partial(self._take_data, held, house), partial(_give_up, held))
         if receiver is None:
             return await self._take_streams(held.sock, house)
-        if isinstance(receiver, BulkServing):
-            self._make_room(receiver)
+        self._make_room(receiver)
         self._receivers.add(receiver)
         if receiver.node in self._shut_out:  # since the handshake looked
             receiver.hang_up()
         return None
 
-    def _make_room(self, newest: BulkServing) -> None:
+    def _make_room(self, newest: Incoming) -> None:
+        if isinstance(newest, BulkServing):
+            self._make_bulk_room(newest)
+        else:
+            self._make_data_room(newest)
+
+    def _make_data_room(self, newest: TlsDataReceiver) -> None:
+        """The one that comes takes the place of all before it, where they are more than any plan needs."""
+        receivers = (link for link in self._receivers if isinstance(link, TlsDataReceiver))
+        others = [link for link in receivers if link.node == newest.node and not link.ended]
+        if len(others) >= DATA_LINKS:
+            for link in others:
+                link.hang_up()
+
+    def _make_bulk_room(self, newest: BulkServing) -> None:
         """One bulk link per node, the newest, and BULK_LINKS in all."""
         others = [link for link in self._receivers if isinstance(link, BulkServing) and not link.ended]
         for link in others:
@@ -223,14 +238,14 @@ class Reception:
                 raise RemoteProtocolError("A caller announced data and spoke something else.")
             node = node_of(tls)
             if node in self._shut_out:
-                if house.admission is not None:
+                if house.admission is not None and house.admission.book.is_removed(node):
                     _note(house.admission.book, Outcome("removed", node), held.sock.getpeername())
-                raise TrustError("A caller was removed from the cluster.")
+                raise TrustError("A caller was removed from the cluster, or is quarantined.")
             if protocol == ALPN_BULK:
                 if house.bulk is None:
                     raise RemoteProtocolError("A caller asked for weights, which only a master serves.")
                 return BulkServing.start(tls, house.hello, node, house.bulk, held.left_s)
-            return TlsDataReceiver.start(tls, house.hello, node, house.sink, house.allocate, held.left_s)
+            return _start_data(tls, house, node, held.left_s)
         except BaseException:
             held.close()
             raise
@@ -295,6 +310,15 @@ class Reception:
         if not task.cancelled() and (error := task.exception()) is not None:
             context = {"message": "a control handler failed", "exception": error, "task": task}
             task.get_loop().call_exception_handler(context)
+
+
+def _start_data(tls: ssl.SSLSocket, house: House, node: NodeId, deadline_s: float) -> TlsDataReceiver:
+    """Garbage in the place of a Hello is garbage of this node: the sink hears of it as of what comes later."""
+    try:
+        return TlsDataReceiver.start(tls, house.hello, node, house.sink, house.allocate, deadline_s)
+    except RemoteProtocolError as error:
+        house.sink.on_closed(node, error)
+        raise
 
 
 def _note(book: Book, outcome: Outcome | None, caller: tuple[Any, ...] | None) -> None:

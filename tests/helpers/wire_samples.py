@@ -15,6 +15,7 @@ from transport.messages import (
     AskSpans,
     Assign,
     AssignRefused,
+    BadFrames,
     BlockCopy,
     DeviceLoad,
     FetchProgress,
@@ -155,4 +156,5 @@ SAMPLES: Final[tuple[Sample, ...]] = (
     Sample(AskSpans(4, 2.5)),
     Sample(Spans(4, (Span("compute", 7, 1.25, 1.5, 1, 2, 3, 40, 38), Span("send", 7, 1.5, 1.75)), True)),
     Sample(LinkSpeed(125_000_000)),
+    Sample(BadFrames(3, OAK, "A frame header arrived damaged.")),
 )

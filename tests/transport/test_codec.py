@@ -212,6 +212,7 @@ def test_optional_messages_carry_the_flag() -> None:
         "FetchProgress",
         "Leaving",
         "LinkSpeed",
+        "BadFrames",
     ]
     assert take_apart(encode(0, 0, Whisper("psst"))[0])[0].optional
 

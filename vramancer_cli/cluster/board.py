@@ -189,6 +189,8 @@ def _device_status(offered: OfferedDevice, alive: bool, load: DeviceLoad, stage:
 
 def _node_state(state: State, node: NodeId) -> NodeState:
     record, plan = state.nodes[node], state.active_plan
+    if record.quarantine is not None:
+        return "quarantined"
     if not record.alive:
         return "lost"
     if record.resting or mismatch(state, record) is not None or (record.draining and not in_plan(state, node)):
@@ -204,6 +206,9 @@ def _node_state(state: State, node: NodeId) -> NodeState:
 
 def _why(state: State, node: NodeId, now: float) -> str:
     record, plan = state.nodes[node], state.active_plan
+    if record.quarantine is not None:
+        left_s = math.ceil(max(0.0, record.quarantine.until - now))
+        return f"quarantined for another {left_s} s: {record.quarantine.reason}"
     if not record.alive:
         return f"lost {max(0.0, now - record.last_heard):.0f} s ago: {record.note}"
     different = mismatch(state, record)

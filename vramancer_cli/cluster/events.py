@@ -61,6 +61,22 @@ class NodeRested:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeQuarantined:
+    """A node sent what the protocol does not allow; whoever says so has closed its link. Never the head."""
+
+    node: NodeId
+    reason: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantineEnded:
+    """The node may be planned with again, once it is there."""
+
+    node: NodeId
+
+
+@dataclass(frozen=True, slots=True)
 class NodeDraining:
     """A node is to hand its layers over, and gets no others until it joins again."""
 
@@ -196,6 +212,8 @@ Event = (
     | NodeHeard
     | NodeLost
     | NodeRested
+    | NodeQuarantined
+    | QuarantineEnded
     | NodeDraining
     | Planned
     | PlanFailed

@@ -1,11 +1,12 @@
-"""Who is still there, who gets nowhere, and who may be tried again: time becomes NodeLost and NodeRested events.
+"""Who is still there, who gets nowhere, and who may be tried again: time becomes NodeLost, NodeRested and
+QuarantineEnded events.
 
 A node that joins again replaces its own record (`state.apply`). Pure: `now` is an argument; never sockets, clocks.
 """
 
 from __future__ import annotations
 
-from vramancer_cli.cluster.events import NodeLost, NodeRested
+from vramancer_cli.cluster.events import NodeLost, NodeRested, QuarantineEnded
 from vramancer_cli.cluster.state import State
 
 MISSED_HEARTBEATS = 3
@@ -43,4 +44,13 @@ def rested(state: State, now: float) -> tuple[NodeRested, ...]:
         NodeRested(node)
         for node, record in sorted(state.nodes.items())
         if record.trouble.resting_until is not None and now >= record.trouble.resting_until
+    )
+
+
+def released(state: State, now: float) -> tuple[QuarantineEnded, ...]:
+    """The nodes whose quarantine is over, by node id."""
+    return tuple(
+        QuarantineEnded(node)
+        for node, record in sorted(state.nodes.items())
+        if record.quarantine is not None and now >= record.quarantine.until
     )

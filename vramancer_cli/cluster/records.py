@@ -35,6 +35,17 @@ class Trouble:
         return Trouble(times, reason, at + BACK_OFF_S if len(times) == FAILURES else None)
 
 
+QUARANTINE_S: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantine:
+    """A node sent what the protocol does not allow, and is planned without until then."""
+
+    reason: str
+    until: float
+
+
 @dataclass(frozen=True, slots=True)
 class StageRecord:
     """What a node holds or loads of a plan: all its stages. `loaded_fraction` is 0 to 1; `moved_at`: when it was
@@ -61,8 +72,9 @@ class NodeRecord:
     refused.
 
     `may_hold`: it has joined, and nobody has told it yet to hold or to unload anything. `draining`: it is to hold
-    nothing, until it joins again. `best_round_trip_s`: the least lately, which is the network's share of it;
-    `load_bytes_per_s`: how fast it loaded its last stage of which it held nothing before (both 0: not measured yet).
+    nothing, until it joins again. `quarantine`: joining again does not end it, time does. `best_round_trip_s`: the least
+    lately, which is the network's share of it; `load_bytes_per_s`: how fast it loaded its last stage of which it held
+    nothing before (both 0: not measured yet).
     """
 
     facts: NodeFacts
@@ -76,6 +88,7 @@ class NodeRecord:
     stage: StageRecord | None = None
     note: str = ""
     trouble: Trouble = field(default_factory=Trouble)
+    quarantine: Quarantine | None = None
     may_hold: bool = False
     draining: bool = False
     best_round_trip_s: float = 0.0

@@ -8,13 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Final, assert_never
 
 from transport.messages import Plan
 from transport.types import NodeId
 from vramancer_cli.cluster import events
 from vramancer_cli.cluster.capacity import load_bytes_per_s, present
-from vramancer_cli.cluster.records import Candidate, Failure, Interruption, NodeRecord, PlanBreak, StageRecord, Trouble
+from vramancer_cli.cluster.records import (
+    QUARANTINE_S,
+    Candidate,
+    Failure,
+    Interruption,
+    NodeRecord,
+    PlanBreak,
+    Quarantine,
+    StageRecord,
+    Trouble,
+)
 from vramancer_cli.models.facts import ModelFacts
 from vramancer_cli.planning.facts import Place, PlanSettings
 from vramancer_cli.planning.plan import held_bytes, same_deployment, weights_bytes, with_reasons
@@ -84,8 +95,9 @@ def mismatch(state: State, record: NodeRecord) -> str | None:
 
 def candidates(state: State) -> dict[NodeId, NodeRecord]:
     """The nodes that a plan made now may use."""
-    present = ((node, record) for node, record in state.nodes.items() if record.alive and not record.resting)
-    return {node: record for node, record in present if mismatch(state, record) is None and not record.draining}
+    present = ((node, record) for node, record in state.nodes.items() if record.alive and not record.draining)
+    trusted = ((node, record) for node, record in present if not record.resting and record.quarantine is None)
+    return {node: record for node, record in trusted if mismatch(state, record) is None}
 
 
 def considering(state: State) -> frozenset[Candidate]:
@@ -106,6 +118,10 @@ def apply(state: State, event: events.Event) -> State:
             return _lost(state, event)
         case events.NodeRested():
             return _rested(state, event.node)
+        case events.NodeQuarantined():
+            return _quarantined(state, event)
+        case events.QuarantineEnded():
+            return _quarantine_ended(state, event.node)
         case events.NodeDraining():
             return _draining(state, event.node)
         case events.Planned():
@@ -152,6 +168,7 @@ def _joined(state: State, event: events.NodeJoined) -> State:
     trouble = before.trouble if before is not None else Trouble()
     limits = tuple(max(0, device.limit_bytes) for device in event.facts.devices)
     record = NodeRecord(event.facts, is_head, event.at, event.at, limits, trouble=trouble, may_hold=not is_head)
+    record = replace(record, quarantine=before.quarantine if before is not None else None)
     if in_plan(state, node):
         state = _break(state, PlanBreak(f"'{event.facts.name}' started again", node))
     last_join_at = max(state.last_join_at, event.at)
@@ -195,6 +212,22 @@ def _rested(state: State, node: NodeId) -> State:
     if record is None or not record.resting:
         return state
     return _with(state, replace(record, trouble=replace(record.trouble, resting_until=None)))
+
+
+def _quarantined(state: State, event: events.NodeQuarantined) -> State:
+    record = state.nodes.get(event.node)
+    if record is None or record.is_head:
+        return state
+    quarantine = Quarantine(event.reason, event.at + QUARANTINE_S)
+    state = _with(state, replace(record, quarantine=quarantine))
+    if not in_plan(state, event.node):
+        return state
+    return _break(state, PlanBreak(f"'{record.facts.name}' is quarantined: {event.reason}", event.node))
+
+
+def _quarantine_ended(state: State, node: NodeId) -> State:
+    record = state.nodes.get(node)
+    return state if record is None else _with(state, replace(record, quarantine=None))
 
 
 def _draining(state: State, node: NodeId) -> State:
@@ -275,6 +308,12 @@ def _break(state: State, cause: PlanBreak) -> State:
     if waiting is not None and waiting.node is None:
         waiting = Interruption(waiting.since, cause.reason, cause.node)
     return replace(state, broken=state.broken or cause, considered=None, interruption=waiting)
+
+
+def feeds(state: State, sender: NodeId, node: NodeId) -> bool:
+    """Whether the active plan has `sender` hand activations to `node`."""
+    stages = state.active_plan.stages if state.active_plan is not None else ()
+    return any((before.node, after.node) == (sender, node) for before, after in pairwise(stages))
 
 
 def in_plan(state: State, node: NodeId) -> bool:

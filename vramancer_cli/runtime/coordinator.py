@@ -13,12 +13,12 @@ from pathlib import Path
 
 from transport.clocks import Offset
 from transport.contracts import ControlLink, DataSender, Network, Received
-from transport.errors import LinkClosedError, TransportError
+from transport.errors import LinkClosedError, RemoteProtocolError, TransportError
 from transport.messages import Assign, Plan
 from transport.types import NodeFacts, NodeId
 from vramancer_cli.cluster import events, membership, reconcile
 from vramancer_cli.cluster.board import service_state
-from vramancer_cli.cluster.state import State, apply, in_plan
+from vramancer_cli.cluster.state import State, apply, feeds, in_plan
 from vramancer_cli.errors import DoesNotFitError, NodeLostError, NotReadyError, UsageError
 from vramancer_cli.models.facts import ModelFacts
 from vramancer_cli.planning.facts import PlanSettings
@@ -70,7 +70,7 @@ class Coordinator:
         self._changed = asyncio.Event()
         self._news = asyncio.Event()  # of the next change
         self._registrar = registrar or Registrar()
-        self._members = Members(facts, cluster, self._note, self._registrar, self._leaves)
+        self._members = Members(facts, cluster, self._note, self._registrar, self._leaves, self._accuses)
         self._parts = HeadParts(facts.node_id, folder, devices, self._note)
         self._pipeline: Pipeline | None = None
         self._network: Network | None = None
@@ -87,7 +87,7 @@ class Coordinator:
         Raises ModelError, and whatever else makes it impossible for the head to do its part.
         """
         self._network = network
-        network.shut_out(self._registrar.removed)
+        self._shut_out()
         try:
             async with task_group() as self._tasks:
                 self._tasks.create_task(self._reconcile(), name="reconcile")
@@ -128,8 +128,8 @@ class Coordinator:
                 self.activity()
             for lost in (*membership.silent(self.state, now, HEARTBEAT_S), *membership.stuck(self.state, now)):
                 self._members.lose(lost.node, lost.reason)
-            for rested in membership.rested(self.state, now):
-                self._note(rested)
+            for free in (*membership.rested(self.state, now), *membership.released(self.state, now)):
+                self._note(free)
 
     def _hear_self(self) -> None:
         self._note(events.NodeHeard(self._facts.node_id, self._loop.time(), node_load(self._devices, 0), None))
@@ -152,7 +152,19 @@ class Coordinator:
         One that merely broke may be of a plan long gone: its sending end knows, and reports it. Garbage is garbage.
         """
         if error is not None and not isinstance(error, LinkClosedError):
-            self._loop.call_soon_threadsafe(self._members.lose, sender, f"data link: {error}")
+            self._loop.call_soon_threadsafe(self._faulted, sender, error)
+
+    def _faulted(self, node: NodeId, error: BaseException) -> None:
+        """End the link of a node that is at fault; garbage is worse than silence."""
+        if isinstance(error, RemoteProtocolError):
+            self._members.quarantine(node, f"data link: {error}")
+        else:
+            self._members.lose(node, str(error))
+
+    def _accuses(self, witness: NodeId, node: NodeId, reason: str) -> None:
+        """A worker says that another one sends it garbage. It can only know of the one before it."""
+        if feeds(self.state, node, witness):
+            self._members.quarantine(node, f"'{self._present()[witness]}' says: {reason}")
 
     async def refresh(self) -> None:
         """Ask every worker, and the head itself, for its figures; waits at most members.FRESH_DEADLINE_S."""
@@ -175,8 +187,7 @@ class Coordinator:
         if node == self._facts.node_id:
             raise UsageError("The master cannot be removed from its own cluster.", hint="'vramancer stop' ends it.")
         await self._registrar.off_loop(partial(self._registrar.remove, node))
-        if self._network is not None:
-            self._network.shut_out(self._registrar.removed)
+        self._shut_out()
         self._members.remove(node)
         return node
 
@@ -202,6 +213,12 @@ class Coordinator:
         except TimeoutError:
             raise NotReadyError(f"'{record.facts.name}' still holds layers after {DRAIN_S / 60:.0f} minutes.") from None
         return node
+
+    def _shut_out(self) -> None:
+        """Data links are for those who were not removed, and are not quarantined."""
+        quarantined = (node for node, record in self.state.nodes.items() if record.quarantine is not None)
+        if self._network is not None:
+            self._network.shut_out(self._registrar.removed.union(quarantined))
 
     def _drains(self, node: NodeId) -> bool:
         """Whether it still holds something. Raises NotReadyError when it cannot be spared any more."""
@@ -233,6 +250,8 @@ class Coordinator:
     def _note(self, event: events.Event) -> None:
         was_sound = self.state.broken is None
         self.state = apply(self.state, event)
+        if isinstance(event, events.NodeQuarantined | events.QuarantineEnded):
+            self._shut_out()
         if was_sound and self.state.broken is not None:
             self._members.plan_ended()
         if not isinstance(event, _QUIET):
@@ -388,7 +407,7 @@ class Coordinator:
         if node == self._facts.node_id:
             self._broke(plan, error)
         elif self._stands(plan):
-            self._members.lose(node, str(error))
+            self._faulted(node, error)
 
     def _broke(self, plan: Plan, error: BaseException) -> None:
         """Something failed on the head itself: stop honestly, then plan again."""

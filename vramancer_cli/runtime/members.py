@@ -20,6 +20,7 @@ from transport.errors import LinkClosedError, RemoteProtocolError, TransportErro
 from transport.messages import (
     Assign,
     AssignRefused,
+    BadFrames,
     FetchProgress,
     Join,
     Leaving,
@@ -60,6 +61,7 @@ PART_S = 0.4
 
 Note = Callable[[events.Event], None]
 Leaves = Callable[[NodeId], None]
+Accuses = Callable[[NodeId, NodeId, str], None]
 
 
 @dataclass(slots=True)
@@ -87,7 +89,8 @@ _Asked = Sequence[tuple[_Member, int]]
 class Members:
     """All methods on the event loop. `note` gets an event for everything that happens to a worker.
 
-    `registrar` says who was removed, and renews certificates; `leaves` is told who wants to hand its layers on.
+    `registrar` says who was removed, and renews certificates; `leaves` is told who wants to hand its layers on,
+    `accuses` which worker says of which other one that it sends garbage, and why.
     """
 
     def __init__(
@@ -97,12 +100,14 @@ class Members:
         note: Note,
         registrar: Registrar | None = None,
         leaves: Leaves = lambda _: None,
+        accuses: Accuses = lambda _, other, reason: None,
     ) -> None:
         self._registrar = registrar or Registrar()
         self._facts = facts
         self._cluster = cluster
         self._note = note
         self._leaves = leaves
+        self._accuses = accuses
         self._log = log.get("members")
         self._loop = asyncio.get_running_loop()
         self._members: dict[NodeId, _Member] = {}
@@ -113,14 +118,12 @@ class Members:
     async def accept(self, link: ControlLink) -> None:
         """A control link came in (a ControlHandler): its whole life, and every task of it."""
         try:
-            async with asyncio.timeout(JOIN_DEADLINE_S):
-                join = await link.receive()
+            join = await self._first_words(link)
         except TimeoutError:
             return
-        if not isinstance(join, Join) or join.facts.node_id != link.hello.node:
-            raise RemoteProtocolError("A control link must begin with a Join of its own node.")
-        if len({str(device.facts) for device in join.facts.devices}) < len(join.facts.devices):
-            raise RemoteProtocolError("A node names a device twice.")
+        except RemoteProtocolError as error:
+            self.quarantine(link.hello.node, f"control link: {error}")
+            raise
         twin = await self._twin(link, join.facts)
         if self._registrar.is_removed(join.facts.node_id):
             self._log.warning("a removed node came back", name=join.facts.name, node=join.facts.node_id)
@@ -135,6 +138,16 @@ class Members:
             await link.send(refusal)
             return
         await self._serve(link, join.facts)
+
+    async def _first_words(self, link: ControlLink) -> Join:
+        """Raises TimeoutError, LinkClosedError, RemoteProtocolError."""
+        async with asyncio.timeout(JOIN_DEADLINE_S):
+            join = await link.receive()
+        if not isinstance(join, Join) or join.facts.node_id != link.hello.node:
+            raise RemoteProtocolError("A control link must begin with a Join of its own node.")
+        if len({str(device.facts) for device in join.facts.devices}) < len(join.facts.devices):
+            raise RemoteProtocolError("A node names a device twice.")
+        return join
 
     def _refusal(self, facts: NodeFacts) -> Refused | None:
         own = self._facts.versions
@@ -176,6 +189,9 @@ class Members:
                 group.create_task(self._end_when_lost(member), name=f"lost-{facts.name}")
                 while True:
                     self._heard(node, member, await link.receive())
+        except RemoteProtocolError as error:
+            self.quarantine(node, f"control link: {error}")
+            raise
         except (TransportError, asyncio.CancelledError) as error:
             self._lose_member(node, member, str(error) or "the master is shutting down")
             raise
@@ -231,6 +247,9 @@ class Members:
                 self._note(events.StageRefused(node, *refused, message.position))
             case StageFailed():
                 self._stage_failed(node, member, message)
+            case BadFrames():
+                if message.epoch == member.epoch and message.sender in self._members:
+                    self._accuses(node, message.sender, message.reason)
             case Leaving():
                 self._log.info("node wants to leave", name=member.name)
                 self._leaves(node)
@@ -265,6 +284,15 @@ class Members:
         """End the node's link, if it has one; its own program may join again."""
         member = self._members.get(node)
         if member is not None:
+            self._lose_member(node, member, reason)
+
+    def quarantine(self, node: NodeId, reason: str) -> None:
+        """It sent what the protocol does not allow: it is planned without for a while, and its link ends."""
+        self._note(events.NodeQuarantined(node, reason, self._loop.time()))
+        member = self._members.get(node)
+        if member is not None:
+            host = member.control.address.host
+            self._registrar.events.note(Kind.QUARANTINED, node=node, name=member.name, address=host)
             self._lose_member(node, member, reason)
 
     def remove(self, node: NodeId) -> None:

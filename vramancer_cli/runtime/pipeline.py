@@ -98,7 +98,7 @@ class Pipeline:
     # --- frames from other nodes --------------------------------------------------------------------------------
 
     def _arrived(self, sender: NodeId, received: Received) -> None:
-        if self._closed or received.epoch != self._plan.epoch:
+        if self._closed or received.epoch < self._plan.epoch:
             return
         try:
             flight, stage = self._checked(sender, received)
@@ -116,6 +116,8 @@ class Pipeline:
     def _checked(self, sender: NodeId, received: Received) -> tuple[_Flight, int]:
         message = activation(received)
         stage = message.stage
+        if received.epoch > self._plan.epoch:
+            raise RemoteProtocolError(f"A result came of plan {received.epoch}, which nobody has made yet.")
         if not 1 <= stage <= len(self._plan.stages) or self._plan.stages[stage - 1].node != sender:
             raise RemoteProtocolError(f"An activation for stage {stage} came from a node that is not before it.")
         if self._is_remote(stage) and self._plan.stages[stage].node == sender:

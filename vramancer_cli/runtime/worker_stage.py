@@ -20,6 +20,7 @@ from transport.messages import (
     Activation,
     Assign,
     AssignRefused,
+    BadFrames,
     LoadProgress,
     Message,
     Plan,
@@ -177,8 +178,10 @@ class WorkerStage:
         """An activation, on its link's thread. Raises RemoteProtocolError, which closes that link."""
         message = activation(received)
         held = self._held
-        if held is None or received.epoch != held.plan.epoch:
+        if held is None or received.epoch < held.plan.epoch:
             return  # of an older plan
+        if received.epoch > held.plan.epoch:
+            raise RemoteProtocolError(f"An activation came of plan {received.epoch}, which is not held here.")
         if sender not in held.sources or message.stage != held.first:
             raise RemoteProtocolError(
                 f"An activation for stage {message.stage} came to stage {held.first} from a stranger."
@@ -186,20 +189,26 @@ class WorkerStage:
         held.order.accept(received.epoch, received.number)
         held.stages[0].device.recorder.received(received, held.first)
         try:
-            self._execute(held, message.step, received.tensors)
+            self._execute(held, sender, message.step, received.tensors)
         except VramancerError as error:  # the device is closed, or has too much to do
             self._fail(message.step, error)
 
     def on_closed(self, sender: NodeId, error: TransportError | None) -> None:
-        """Nothing to do: the head sees a lost node on its control link, and the next plan dials anew."""
+        """Whom the head lost it sees on its control link, and the next plan dials anew. Garbage it cannot see."""
+        held = self._held
+        if held is not None and isinstance(error, RemoteProtocolError):
+            self._accuse(held.plan, sender, error)
 
-    def _execute(self, held: _Held, step: Step, buffers: Mapping[str, TensorBuffer]) -> None:
+    def _execute(self, held: _Held, sender: NodeId, step: Step, buffers: Mapping[str, TensorBuffer]) -> None:
         first, last = held.stages[0].device, held.stages[-1].device
         stages = (stage.leg(step) for stage in held.stages)
         enter = Leg(first, first.engine.from_buffers, "copy", held.first)
         legs = (enter, *stages, Leg(last, last.engine.to_buffers, "copy", held.stages[-1].index))
 
         def done(result: tuple[TensorBuffer, ...] | None, error: BaseException | None) -> None:
+            if isinstance(error, RemoteProtocolError) and sender != held.plan.ends:
+                self._accuse(held.plan, sender, error)
+                return
             if result is None:
                 self._fail(step, error)
                 return
@@ -212,6 +221,10 @@ class WorkerStage:
         along(legs, buffers, first.recorder.of_step(step), done)
 
     # --- failing ------------------------------------------------------------------------------------------------
+
+    def _accuse(self, plan: Plan, sender: NodeId, error: RemoteProtocolError) -> None:
+        """From any thread."""
+        self._loop.call_soon_threadsafe(self._report, BadFrames(plan.epoch, sender, str(error)))
 
     def _fail(self, step: Step, error: BaseException | None) -> None:
         """From any thread."""

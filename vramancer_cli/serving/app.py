@@ -16,7 +16,7 @@ from vramancer_cli.serving import admin as admin_routes
 from vramancer_cli.serving import completions, cors, embeddings, model_routes, page_routes
 from vramancer_cli.serving.auth import Asked, Role, is_loopback
 from vramancer_cli.serving.body import check_signed_body
-from vramancer_cli.serving.connection import Connection, fault_response
+from vramancer_cli.serving.connection import Connection, end_oldest_idle, fault_response
 from vramancer_cli.serving.context import ADMIN, GATE, REGISTRY, ROLE, SETTINGS, TOKENIZERS, Tokenizers
 from vramancer_cli.serving.door import Door, Entrance
 from vramancer_cli.serving.exposure import check_exposure
@@ -198,7 +198,11 @@ class ApiServer:
             raise
         server, loop = cast("web.Server", runner.server), asyncio.get_running_loop()
         entrance = Entrance(
-            lambda: Connection(server, settings, loop), lambda: len(server.connections), settings, certificate
+            lambda: Connection(server, settings, loop),
+            lambda: len(server.connections),
+            lambda: end_oldest_idle(server),
+            settings,
+            certificate,
         )
         listeners = [await loop.create_server(lambda: Door(entrance), sock=sock) for sock in sockets]
         port = sockets[0].getsockname()[1]

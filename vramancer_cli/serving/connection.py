@@ -56,6 +56,11 @@ class Connection(web.RequestHandler):
         self._stop_waiting()
         super().connection_lost(exc)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no whole request head has come since it opened, or since the last answer."""
+        return self._waiter is not None
+
     def _expect_head(self) -> None:
         if self._head_deadline is None:
             self._head_deadline = self._loop.call_later(self._settings.head_read_s, self.force_close)
@@ -88,6 +93,14 @@ class Connection(web.RequestHandler):
             reply = fault_response(Fault(status, "This is not a valid HTTP request.", code="invalid_http"))
         reply.force_close()
         return reply
+
+
+def end_oldest_idle(server: web.Server) -> bool:
+    """False where every connection has asked for something."""
+    idle = next((one for one in server.connections if isinstance(one, Connection) and one.is_idle), None)
+    if idle is not None:
+        idle.force_close()
+    return idle is not None
 
 
 def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:

@@ -26,25 +26,37 @@ class Entrance:
         self,
         make_connection: Callable[[], asyncio.Protocol],
         count_inside: Callable[[], int],
+        make_room_inside: Callable[[], bool],
         settings: ServerSettings,
         certificate: ApiCertificate | None,
     ) -> None:
+        """`make_room_inside`: end a connection that asks for nothing; False where there is none."""
         self.make_connection = make_connection
         self.settings = settings
         self.certificate = certificate
         self._count_inside = count_inside
-        self._doors: set[Door] = set()
+        self._make_room_inside = make_room_inside
+        self._doors: dict[Door, None] = {}
         self._handshakes: set[asyncio.Task[None]] = set()
 
     def enter(self, door: Door) -> bool:
-        """False when there are too many connections already."""
-        if len(self._doors) + self._count_inside() >= self.settings.max_connections:
+        """False when there are too many connections already, and all of them want something."""
+        is_full = len(self._doors) + self._count_inside() >= self.settings.max_connections
+        if is_full and not self._make_room():
             return False
-        self._doors.add(door)
+        self._doors[door] = None
+        return True
+
+    def _make_room(self) -> bool:
+        """The oldest who has said nothing goes, or who is inside and asks for nothing: whoever asks comes in."""
+        silent = next((door for door in self._doors if door.is_silent), None)
+        if silent is None:
+            return self._make_room_inside()
+        silent.cut()
         return True
 
     def leave(self, door: Door) -> None:
-        self._doors.discard(door)
+        self._doors.pop(door, None)
 
     def start(self, handshake: asyncio.Task[None]) -> None:
         self._handshakes.add(handshake)
@@ -74,6 +86,11 @@ class Door(asyncio.Protocol):
             self._deadline = self._loop.call_later(self._entrance.settings.head_read_s, self.cut)
         else:
             self._transport.abort()
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether it has not said its first byte."""
+        return self._deadline is not None
 
     def data_received(self, data: bytes) -> None:
         transport, certificate = self._transport, self._entrance.certificate

@@ -39,6 +39,7 @@ class Kind(StrEnum):
     REMOVED = "node_removed"
     TURNED_AWAY = "removed_node_turned_away"
     COPY_REFUSED = "copied_folder_refused"
+    QUARANTINED = "node_quarantined"
     WRONG_CODE = "wrong_code"
     CODE_NOT_OPEN = "code_not_open"
     WRONG_TOKEN = "wrong_token"  # noqa: S105
@@ -60,7 +61,9 @@ STRANGERS: Final = frozenset({
     Kind.WRONG_KEY, Kind.KEY_ENDED, Kind.REFUSED,
 })  # fmt: skip
 """What anybody who reaches a port can bring about as often as they like."""
-COUNTED: Final = STRANGERS | {Kind.JOINED, Kind.RENEWED, Kind.TURNED_AWAY, Kind.COPY_REFUSED, Kind.ADMIN_ASKED}
+COUNTED: Final = STRANGERS | {
+    Kind.JOINED, Kind.RENEWED, Kind.TURNED_AWAY, Kind.COPY_REFUSED, Kind.QUARANTINED, Kind.ADMIN_ASKED,
+}  # fmt: skip
 """Written once a minute, with how often it was; the rest each time."""
 
 

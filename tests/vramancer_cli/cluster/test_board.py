@@ -123,6 +123,31 @@ def test_a_lost_node_comes_last_with_its_reason() -> None:
     assert lost.why == "lost 12 s ago: silent for 3.1 s"
 
 
+def test_a_quarantined_node_says_for_how_long_and_why_whether_it_is_there_or_not() -> None:
+    bench = bench_of(60, 60, 60)
+    bench.run_until_quiet()
+    bench.note(events.NodeQuarantined(ONE, "data link: no magic", bench.now))
+    bench.lose(1, "data link: no magic")
+    assert (node(bench, ONE).state, node(bench, ONE).layers) == ("quarantined", None)
+    bench.wait(12.5)
+    bench.join_number(1, 60 * MIB)
+    bench.run_until_quiet()
+    assert node(bench, ONE).state == "quarantined"
+    assert node(bench, ONE).why == "quarantined for another 45 s: data link: no magic"
+    assert board(bench).state == "ready"
+    assert not node(bench, ONE).layers
+    bench.note(events.QuarantineEnded(ONE))
+    assert node(bench, ONE).state != "quarantined"
+
+
+def test_the_head_is_never_quarantined() -> None:
+    bench = bench_of(60, 60)
+    bench.run_until_quiet()
+    bench.note(events.NodeQuarantined(HEAD, "no magic", bench.now))
+    assert board(bench).state == "ready"
+    assert node(bench, HEAD).state == "ready"
+
+
 def test_too_little_memory_is_waiting_with_the_planners_sentence() -> None:
     bench = bench_of(10, 10)
     bench.run_until_quiet()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from tests.helpers.cluster_bench import ClusterBench
 from tests.helpers.planning_values import HEAD, MIB, model_facts, node_id, node_load, settings
 from vramancer_cli.cluster import events
-from vramancer_cli.cluster.membership import FETCHING_S, LOADING_S, rested, silent, stuck
-from vramancer_cli.cluster.records import BACK_OFF_S, FAILURES
+from vramancer_cli.cluster.membership import FETCHING_S, LOADING_S, released, rested, silent, stuck
+from vramancer_cli.cluster.records import BACK_OFF_S, FAILURES, QUARANTINE_S
 
 
 def bench_of_three() -> ClusterBench:
@@ -73,3 +73,15 @@ def test_a_rest_ends_when_its_time_is_over() -> None:
     assert rested(bench.state, 200.0 + BACK_OFF_S) == (events.NodeRested(node_id(1)),)
     bench.note(events.NodeRested(node_id(1)))
     assert rested(bench.state, 201.0 + BACK_OFF_S) == ()
+
+
+def test_a_quarantine_is_over_when_its_time_is_and_not_by_joining_again() -> None:
+    bench = loading_bench()
+    bench.note(events.NodeQuarantined(node_id(1), "no magic", 200.0))
+    bench.lose(1, "no magic")
+    bench.join_number(1, 20 * MIB)
+    assert bench.state.nodes[node_id(1)].quarantine is not None
+    assert released(bench.state, 199.9 + QUARANTINE_S) == ()
+    assert released(bench.state, 200.0 + QUARANTINE_S) == (events.QuarantineEnded(node_id(1)),)
+    bench.note(events.QuarantineEnded(node_id(1)))
+    assert released(bench.state, 300.0 + QUARANTINE_S) == ()

@@ -19,6 +19,7 @@ from transport.identity import ClusterAuthority
 from transport.messages import (
     Assign,
     AssignRefused,
+    BadFrames,
     DeviceLoad,
     FetchProgress,
     Goodbye,
@@ -177,7 +178,8 @@ def test_a_link_that_does_not_begin_with_its_own_join_ends(first: Message) -> No
         await link.send(first)
         [end] = await said(link)
         assert isinstance(end, str)
-        assert bench.noted == []
+        [refused] = bench.noted
+        assert isinstance(refused, events.NodeQuarantined) and refused.node == node_id(1)
 
     play(scene)
 
@@ -319,7 +321,7 @@ def test_a_node_that_names_a_device_twice_does_not_get_in() -> None:
         own = facts(1)
         await link.send(Join(msgspec.structs.replace(own, devices=own.devices * 2)))
         await asyncio.sleep(0.1)
-        assert bench.noted == []
+        assert [type(event) for event in bench.noted] == [events.NodeQuarantined]
         assert bench.members._members == {}
 
     play(scene)
@@ -406,6 +408,21 @@ def test_what_came_together_with_the_failure_is_not_heard_any_more() -> None:
             await link.send(message)
         await asyncio.sleep(0.1)
         assert [type(event) for event in bench.noted] == [events.NodeJoined, events.NodeLost]
+
+    play(scene)
+
+
+def test_a_worker_may_accuse_another_one_of_its_own_plan_and_nobody_else() -> None:
+    async def scene(bench: MembersBench) -> None:
+        accused: list[tuple[str, str, str]] = []
+        bench.members._accuses = lambda *said: accused.append(said)
+        link = await bench.join(1)
+        await bench.join(2)
+        bench.members.assign(node_id(1), make_assign(make_plan((SMALL, SMALL, SMALL), epoch=4), 1))
+        for epoch, sender in ((3, 2), (4, 9), (4, 2)):
+            await link.send(BadFrames(epoch, node_id(sender), "no magic"))
+        await asyncio.sleep(0.1)
+        assert accused == [(node_id(1), node_id(2), "no magic")]
 
     play(scene)
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+import msgspec
 import pytest
 
 from tests.helpers.arithmetic_engine import ArithmeticEngine, LoopDevice
@@ -21,8 +22,8 @@ from tests.helpers.pipeline_bench import (
 from tests.helpers.simulated_cluster import SimulatedHub, hello, node_id
 from tests.helpers.virtual_time import run
 from transport.contracts import Received, TensorBuffer
-from transport.errors import RemoteProtocolError
-from transport.messages import Activation, Message, Ping, StageFailed, StageReady, Step, StepRow
+from transport.errors import LinkClosedError, RemoteProtocolError
+from transport.messages import Activation, BadFrames, Message, Ping, StageFailed, StageReady, Step, StepRow
 from transport.types import Address
 from vramancer_cli.runtime.device_thread import DeviceThread
 from vramancer_cli.runtime.local_devices import LocalDevice
@@ -237,5 +238,56 @@ def test_another_stage_replaces_the_one_that_is_held() -> None:
         assert isinstance(await bench.hold(2), StageReady)
         assert bench.engine.used_bytes == PLAN.stages[2].total_bytes
         assert bench.stage.layers == PLAN.stages[2].layers
+
+    scene(act)
+
+
+# --- whose fault it was ---------------------------------------------------------------------------------------------
+
+
+def last_stage(act: Callable[[StageBench], object]) -> None:
+    """As `scene`, behind a node 0 that is not the head: that is node 2."""
+
+    async def main() -> None:
+        bench = StageBench()
+        plan = msgspec.structs.replace(PLAN, ends=node_id(2))
+        bench.sinks[0] = Silence()
+        assign = msgspec.structs.replace(make_assign(PLAN, 1), plan=plan)
+        assert isinstance(await bench.stage.hold(assign, bench.network, address(2)), StageReady)
+        await asyncio.sleep(0)
+        bench.reports.clear()
+        result = act(bench)
+        if asyncio.iscoroutine(result):
+            await result
+
+    run(main())
+
+
+def test_values_that_cannot_be_are_reported_as_their_senders_fault() -> None:
+    async def act(bench: StageBench) -> None:
+        bench.send(prompt_step(), sender=0, buffer=misshapen(3))
+        await asyncio.sleep(0.1)
+        [report] = bench.reports
+        assert isinstance(report, BadFrames)
+        assert (report.epoch, report.sender) == (4, node_id(0))
+
+    last_stage(act)
+
+
+def test_a_data_link_that_ended_in_garbage_is_reported_and_one_that_broke_is_not() -> None:
+    async def act(bench: StageBench) -> None:
+        bench.stage.on_closed(node_id(0), LinkClosedError())
+        bench.stage.on_closed(node_id(0), None)
+        bench.stage.on_closed(node_id(0), RemoteProtocolError("no magic"))
+        await asyncio.sleep(0.1)
+        assert bench.reports == [BadFrames(4, node_id(0), "no magic")]
+
+    last_stage(act)
+
+
+def test_a_plan_that_is_not_held_yet_cannot_send_anything() -> None:
+    def act(bench: StageBench) -> None:
+        with pytest.raises(RemoteProtocolError, match="not held here"):
+            bench.send(prompt_step(epoch=5))
 
     scene(act)

@@ -136,11 +136,12 @@ async def test_a_silent_connection_is_cut_at_the_door() -> None:
 
 
 async def test_connections_at_the_door_and_in_handshakes_count() -> None:
-    """Silent ones, stalled handshakes and open requests share one bound; and each gives its place back."""
+    """Stalled handshakes and open requests share one bound; and each gives its place back."""
     settings = ServerSettings(max_connections=3, close_s=0.2)
     async with serving(settings=settings, certificate=certificate_of(CA)) as server:
         opened = []
-        for first in (b"", hello_bytes()[0][:50], GET[:10]):
+        asks = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n"
+        for first in (hello_bytes()[0][:50], hello_bytes()[0][:60], asks):
             reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
             writer.write(first)
             await writer.drain()
@@ -152,6 +153,24 @@ async def test_connections_at_the_door_and_in_handshakes_count() -> None:
         async with asyncio.timeout(5):
             while not await answered(server):
                 await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("first", [b"", GET[:10]], ids=["silent", "half a head"])
+async def test_a_crowd_that_asks_for_nothing_keeps_nobody_out(first: bytes) -> None:
+    settings = ServerSettings(max_connections=4, head_read_s=60, close_s=0.2)
+    async with serving(settings=settings, certificate=certificate_of(CA)) as server:
+        crowd = []
+        for _ in range(12):
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(first)
+            await writer.drain()
+            crowd.append((reader, writer))
+            await asyncio.sleep(0.01)
+        for reader, _ in crowd[:8]:
+            assert await until_cut(reader) == b"", "the oldest makes room"
+        assert await answered(server)
+        for _, writer in crowd:
+            writer.close()
 
 
 async def test_whoever_resets_in_the_middle_gives_the_place_back() -> None:

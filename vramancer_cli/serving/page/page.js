@@ -344,10 +344,12 @@ function showBar(status, held) {
   $("scale").replaceChildren(...(held.length ? ["layer 0", `${status.layer_count - 1}`] : []).map((textContent) => el("span", { textContent })));
 }
 
+const BAD_STATES = ["lost", "quarantined"];
+
 function nodeItem(node, own) {
   const head = el("div", { className: "node-head" }, swatch(own[0].index), el("b", { textContent: node.name, title: node.name }));
   if (node.role === "head") head.append(el("span", { className: "tag", textContent: "head" }));
-  if (node.state !== "ready") head.append(el("span", { className: node.state === "lost" ? "tag bad" : "tag", textContent: stateWords(node) }));
+  if (node.state !== "ready") head.append(el("span", { className: BAD_STATES.includes(node.state) ? "tag bad" : "tag", textContent: stateWords(node) }));
   head.append(el("span", { className: "held", textContent: node.layers ? range(node) : "no layers" }));
   const item = el("li", { className: "node" }, head, el("p", { textContent: nodeLine(node) }));
   item.dataset.state = node.state;

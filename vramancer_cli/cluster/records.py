@@ -72,8 +72,8 @@ class NodeRecord:
     refused.
 
     `may_hold`: it has joined, and nobody has told it yet to hold or to unload anything. `draining`: it is to hold
-    nothing, until it joins again. `quarantine`: joining again does not end it, time does. `best_round_trip_s`: the least
-    lately, which is the network's share of it; `load_bytes_per_s`: how fast it loaded its last stage of which it held
+    nothing, until it joins again. `quarantine`: joining again does not end it, time does. `best_round_trip_s`: the
+    least lately, which is the network's share of it; `load_bytes_per_s`: how fast it loaded its last stage of which it held
     nothing before (both 0: not measured yet).
     """
 

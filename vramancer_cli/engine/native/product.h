@@ -15,6 +15,7 @@
 namespace vram {
 
 inline constexpr int64_t kBlock = 32;        // outputs kept together
+inline constexpr int64_t kRowsAtOnce = 256;    // rounded and multiplied before others are: 2 MiB of 8192 inputs
 inline constexpr int64_t kInputsStep = 32;   // every row is a multiple of it, and so is every group
 inline constexpr int kInt8Zero = 128;
 inline constexpr float kInt8Limit = 127.0f;
@@ -24,8 +25,10 @@ inline constexpr float kSmallest = 1e-20f;   // scale of a row of zeros: quant.S
 struct Activations {
   int8_t* codes;
   float* scales;   // [rows, inputs / group]
-  int32_t* sums;   // [rows, inputs / group], of codes
+  int32_t* starts; // [rows, inputs / group]: - zero * sum of the codes, what sums of products begin with
+  float* shifts;   // [rows, inputs / group]: sum of the codes * scale, which offsets are multiplied by
   int64_t stride, group, inputs;
+  int zero;        // the weight's; of int8, kInt8Zero
 
   int64_t groups() const { return inputs / group; }
 };
@@ -49,7 +52,6 @@ struct Product {
   Held held;
   const uint8_t* packed;
   const float* scales;   // of int8_rows
-  int zero;              // of int4: the code that means the offset itself
   Activations rows;
   int64_t row_count, outputs;
   void* result;          // [row_count, outputs] of `type`

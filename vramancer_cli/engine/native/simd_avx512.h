@@ -6,6 +6,7 @@ struct Simd {
   static constexpr int kLanes = 16;
   static constexpr int kWidth = 2;    // vectors of outputs in a tile
   static constexpr int kRows = 12;    // of activations in a tile: 24 sums, and 8 registers for the rest
+  static constexpr int kGroupRows = 10;  // where the sums are scaled group after group
   static constexpr int kInt8Start = kInt8Zero;
 
   static Ints ints(int32_t value) { return _mm512_set1_epi32(value); }
@@ -21,6 +22,8 @@ struct Simd {
   static Ints dot_int8(Ints sums, Ints codes, Ints rows) { return _mm512_dpbusd_epi32(sums, codes, rows); }
   static Ints dot_int4(Ints sums, Ints codes, Ints rows) { return _mm512_dpbusd_epi32(sums, codes, rows); }
 
+  static Ints load_ints(const int32_t* at) { return _mm512_loadu_si512(at); }
+  static void store_ints(int32_t* at, Ints values) { _mm512_storeu_si512(at, values); }
   static Floats to_floats(Ints values) { return _mm512_cvtepi32_ps(values); }
   static Floats multiply(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
   static Floats multiply_add(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }

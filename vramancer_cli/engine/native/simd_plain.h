@@ -3,6 +3,7 @@ struct Simd {
   static constexpr int kLanes = 8;
   static constexpr int kWidth = 1;
   static constexpr int kRows = 4;
+  static constexpr int kGroupRows = 4;
   static constexpr int kInt8Start = kInt8Zero;
   struct Floats { float v[kLanes]; };
   struct Ints { int32_t v[kLanes]; };
@@ -28,6 +29,8 @@ struct Simd {
   }
   static Ints dot_int4(const Ints& sums, const Codes& codes, const int8_t* rows) { return dot_int8(sums, codes, rows); }
 
+  static Ints load_ints(const int32_t* at) { return copied<Ints>(at); }
+  static void store_ints(int32_t* at, const Ints& values) { std::memcpy(at, values.v, sizeof values); }
   static Floats to_floats(const Ints& values) { return each<Floats>([&](int i) { return float(values.v[i]); }); }
   static Floats multiply(const Floats& a, const Floats& b) { return each<Floats>([&](int i) { return a.v[i] * b.v[i]; }); }
   static Floats multiply_add(const Floats& a, const Floats& b, const Floats& c) {

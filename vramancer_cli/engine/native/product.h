@@ -15,6 +15,7 @@
 namespace vram {
 
 inline constexpr int64_t kBlock = 32;        // outputs kept together
+inline constexpr int64_t kRowsAtOnce = 256;    // rounded and multiplied before others are: 2 MiB of 8192 inputs
 inline constexpr int64_t kInputsStep = 32;   // every row is a multiple of it, and so is every group
 inline constexpr int kInt8Zero = 128;
 inline constexpr float kInt8Limit = 127.0f;
@@ -25,6 +26,7 @@ struct Activations {
   int8_t* codes;
   float* scales;   // [rows, inputs / group]
   int32_t* sums;   // [rows, inputs / group], of codes
+  float* shifts;   // [rows, inputs / group]: sum * scale, of which offsets are multiples
   int64_t stride, group, inputs;
 
   int64_t groups() const { return inputs / group; }

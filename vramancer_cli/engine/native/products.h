@@ -3,6 +3,7 @@
 // A tile is `rows` rows by `kTile` outputs, its sums in registers. Row count and tile never change what one result is made
 // of, nor in which order.
 
+constexpr int64_t kPartInputs = 1024;  // 32 KiB of int8 codes
 constexpr int kTile = Simd::kLanes * Simd::kWidth;
 using Floats = Simd::Floats;
 using Ints = Simd::Ints;
@@ -18,7 +19,7 @@ Floats load_row(const void* rows, int64_t place) {
 }
 
 template <Type type>
-void round_group(const void* rows, int64_t place, int64_t count, int8_t* codes, float* scale, int32_t* sum) {
+void round_group(const void* rows, int64_t place, int64_t count, int8_t* codes, const Activations& to, int64_t group) {
   Ints most = Simd::ints(0);
   for (int64_t i = 0; i < count; i += Simd::kLanes) {
     most = Simd::larger(most, Simd::magnitude_bits(load_row<type>(rows, place + i)));
@@ -27,13 +28,15 @@ void round_group(const void* rows, int64_t place, int64_t count, int8_t* codes, 
   float largest;
   std::memcpy(&largest, &bits, 4);
   largest /= kInt8Limit;
-  *scale = largest < kSmallest ? kSmallest : largest;  // NaN stays
-  const Floats divisor = Simd::floats(*scale);
+  const float scale = largest < kSmallest ? kSmallest : largest;  // NaN stays
+  const Floats divisor = Simd::floats(scale);
   Ints sums = Simd::ints(0);
   for (int64_t i = 0; i < count; i += Simd::kLanes) {
     sums = Simd::add(sums, Simd::store_rounded(codes + i, Simd::divide(load_row<type>(rows, place + i), divisor)));
   }
-  *sum = Simd::sum(sums);
+  to.scales[group] = scale;
+  to.sums[group] = Simd::sum(sums);
+  to.shifts[group] = scale * static_cast<float>(to.sums[group]);
 }
 
 template <Type type>
@@ -41,9 +44,8 @@ void round_typed(const void* rows, const Activations& to, int64_t begin, int64_t
   const int64_t groups = to.groups();
   for (int64_t row = begin; row < end; ++row) {
     for (int64_t g = 0; g < groups; ++g) {
-      round_group<type>(
-          rows, row * to.inputs + g * to.group, to.group, to.codes + row * to.stride + g * to.group,
-          to.scales + row * groups + g, to.sums + row * groups + g);
+      int8_t* const codes = to.codes + row * to.stride + g * to.group;
+      round_group<type>(rows, row * to.inputs + g * to.group, to.group, codes, to, row * groups + g);
     }
   }
 }
@@ -89,13 +91,30 @@ void store_row(const Product& p, int64_t row, int64_t output, const Floats* valu
 
 // --- Sums ----------------------------------------------------------------------------------------------------------
 
+// What one call of a tile works on: some inputs of `kTile` outputs, and as many rows as the tile is made for.
+struct Piece {
+  int64_t row, block, lane;
+  int64_t begin, end;    // of the inputs
+  int32_t* sums;         // [.., kBlock]: of the first row, what the inputs before `begin` came to
+  const uint8_t* ahead;  // weights that are needed next, fetched into the cache meanwhile: `step` bytes at each turn
+  int64_t step;
+};
+
+inline __attribute__((always_inline)) void fetch(const uint8_t*& ahead, int64_t step) {
+  __builtin_prefetch(ahead, 0, 2);
+  __builtin_prefetch(ahead + step / 2, 0, 2);
+  ahead += step;
+}
+
 // Adds `count` inputs' products to sums[rows][width]. `codes`: the first input's of the tile's outputs.
 template <int rows>
 inline __attribute__((always_inline)) void add_int8(
-    Ints (&sums)[rows][Simd::kWidth], const uint8_t* codes, const int8_t* first, int64_t stride, int64_t count) {
+    Ints (&sums)[rows][Simd::kWidth], const uint8_t* codes, const int8_t* first, int64_t stride, int64_t count,
+    const uint8_t*& ahead, int64_t step) {
   for (int64_t i = 0; i < count; i += 4, codes += 4 * kBlock) {
     Codes weights[Simd::kWidth];
     for (int w = 0; w < Simd::kWidth; ++w) weights[w] = Simd::load_codes(codes + 4 * w * Simd::kLanes);
+    fetch(ahead, step);
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
       const auto four = Simd::four(first + r * stride + i);
@@ -106,7 +125,8 @@ inline __attribute__((always_inline)) void add_int8(
 
 template <int rows>
 inline __attribute__((always_inline)) void add_int4(
-    Ints (&sums)[rows][Simd::kWidth], const uint8_t* codes, const int8_t* first, int64_t stride, int64_t count) {
+    Ints (&sums)[rows][Simd::kWidth], const uint8_t* codes, const int8_t* first, int64_t stride, int64_t count,
+    const uint8_t*& ahead, int64_t step) {
   for (int64_t i = 0; i < count; i += 8, codes += 4 * kBlock) {
     Codes low[Simd::kWidth], high[Simd::kWidth];
     for (int w = 0; w < Simd::kWidth; ++w) {
@@ -114,6 +134,7 @@ inline __attribute__((always_inline)) void add_int4(
       low[w] = Simd::low(pairs);
       high[w] = Simd::high(pairs);
     }
+    fetch(ahead, step);
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
       const auto four = Simd::four(first + r * stride + i), next = Simd::four(first + r * stride + i + 4);
@@ -124,16 +145,30 @@ inline __attribute__((always_inline)) void add_int4(
   }
 }
 
+// --- Tiles -----------------------------------------------------------------------------------------------------------
+
+// With a scale for each output and each row: whole sums, scaled once.
 template <int rows>
-void tile_rows(const Product& p, int64_t row, int64_t block, int64_t lane) {
-  const int64_t inputs = p.rows.inputs, stride = p.rows.stride;
+void tile_rows(const Product& p, const Piece& piece) {
+  const int64_t stride = p.rows.stride, row = piece.row;
   Ints sums[rows][Simd::kWidth];
   for (int r = 0; r < rows; ++r) {
-    for (int w = 0; w < Simd::kWidth; ++w) sums[r][w] = Simd::ints(-Simd::kInt8Start * p.rows.sums[row + r]);
+    for (int w = 0; w < Simd::kWidth; ++w) {
+      const int32_t* const before = piece.sums + r * kBlock + w * Simd::kLanes;
+      sums[r][w] = piece.begin ? Simd::load_ints(before) : Simd::ints(-Simd::kInt8Start * p.rows.sums[row + r]);
+    }
   }
-  const uint8_t* codes = p.packed + block * kBlock * inputs + 4 * lane;
-  add_int8<rows>(sums, codes, p.rows.codes + row * stride, stride, inputs);
-  const int64_t output = block * kBlock + lane;
+  const uint8_t* codes = p.packed + (piece.block * p.rows.inputs + piece.begin) * kBlock + 4 * piece.lane;
+  const uint8_t* ahead = piece.ahead;
+  add_int8<rows>(
+      sums, codes, p.rows.codes + row * stride + piece.begin, stride, piece.end - piece.begin, ahead, piece.step);
+  if (piece.end < p.rows.inputs) {
+    for (int r = 0; r < rows; ++r) {
+      for (int w = 0; w < Simd::kWidth; ++w) Simd::store_ints(piece.sums + r * kBlock + w * Simd::kLanes, sums[r][w]);
+    }
+    return;
+  }
+  const int64_t output = piece.block * kBlock + piece.lane;
   alignas(64) float some[kTile] = {};
   const float* scales = p.scales + output;
   if (p.outputs - output < kTile) {
@@ -150,24 +185,134 @@ void tile_rows(const Product& p, int64_t row, int64_t block, int64_t lane) {
   }
 }
 
+// Scales and, of int4, offsets of a tile's outputs in one group; `at`: behind the group's codes.
+template <Held held>
+inline __attribute__((always_inline)) void load_scaling(
+    const uint8_t* at, int64_t lane, Floats (&scales)[Simd::kWidth], Floats (&offsets)[Simd::kWidth]) {
+  for (int w = 0; w < Simd::kWidth; ++w) {
+    const int64_t place = lane + w * Simd::kLanes;
+    const uint16_t* const halves = reinterpret_cast<const uint16_t*>(at) + place;
+    if constexpr (held == Held::int8_groups) {
+      scales[w] = Simd::load(reinterpret_cast<const float*>(at) + place);
+    } else if constexpr (held == Held::int4_bfloat16) {
+      scales[w] = Simd::load_bfloat16(halves);
+      offsets[w] = Simd::load_bfloat16(halves + kBlock);
+    } else {
+      scales[w] = Simd::load_float16(halves);
+      offsets[w] = Simd::load_float16(halves + kBlock);
+    }
+  }
+}
+
+// With scales for each group of an output and of a row: whole sums within a group, scaled and added group after group.
+template <Held held, int rows>
+void tile_groups(const Product& p, const Piece& piece) {
+  constexpr bool is_int8 = held == Held::int8_groups;
+  const int64_t group = p.rows.group, groups = p.rows.groups(), stride = p.rows.stride;
+  const int64_t step = group_bytes(held, group), codes_bytes = is_int8 ? kBlock * group : kBlock * group / 2;
+  const int32_t zero = is_int8 ? Simd::kInt8Start : p.zero;
+  const int64_t begin = piece.begin / group, end = piece.end / group;
+  const uint8_t* at = p.packed + (piece.block * groups + begin) * step;
+  const uint8_t* ahead = piece.ahead;
+  const int8_t* first = p.rows.codes + piece.row * stride + piece.begin;
+  float* const before = reinterpret_cast<float*>(piece.sums);
+  Floats results[rows][Simd::kWidth];
+  for (int r = 0; r < rows; ++r) {
+    for (int w = 0; w < Simd::kWidth; ++w) {
+      results[r][w] = begin ? Simd::load(before + r * kBlock + w * Simd::kLanes) : Simd::floats(0.0f);
+    }
+  }
+  for (int64_t g = begin; g < end; ++g, at += step, first += group) {
+    const int64_t place = piece.row * groups + g;
+    Ints sums[rows][Simd::kWidth];
+    for (int r = 0; r < rows; ++r) {
+      for (int w = 0; w < Simd::kWidth; ++w) sums[r][w] = Simd::ints(-zero * p.rows.sums[place + r * groups]);
+    }
+    if constexpr (is_int8) add_int8<rows>(sums, at + 4 * piece.lane, first, stride, group, ahead, piece.step);
+    else add_int4<rows>(sums, at + 4 * piece.lane, first, stride, group, ahead, piece.step);
+    Floats scales[Simd::kWidth], offsets[Simd::kWidth];
+    load_scaling<held>(at + codes_bytes, piece.lane, scales, offsets);
+    for (int r = 0; r < rows; ++r) {
+      const Floats scale = Simd::floats(p.rows.scales[place + r * groups]);
+      for (int w = 0; w < Simd::kWidth; ++w) {
+        const Floats both = Simd::multiply(scales[w], scale);
+        results[r][w] = Simd::multiply_add(Simd::to_floats(sums[r][w]), both, results[r][w]);
+      }
+      if constexpr (!is_int8) {
+        const Floats shift = Simd::floats(p.rows.shifts[place + r * groups]);
+        for (int w = 0; w < Simd::kWidth; ++w) results[r][w] = Simd::multiply_add(offsets[w], shift, results[r][w]);
+      }
+    }
+  }
+  for (int r = 0; r < rows; ++r) {
+    if (piece.end == p.rows.inputs) {
+      store_row(p, piece.row + r, piece.block * kBlock + piece.lane, results[r]);
+    } else {
+      for (int w = 0; w < Simd::kWidth; ++w) Simd::store(before + r * kBlock + w * Simd::kLanes, results[r][w]);
+    }
+  }
+}
+
 // --- All rows, all outputs of a block --------------------------------------------------------------------------------
 
-using Tile = void (*)(const Product&, int64_t row, int64_t block, int64_t lane);
+using Tile = void (*)(const Product&, const Piece&);
+using Tiles = std::array<Tile, Simd::kRows>;
 
-template <size_t... place>
-constexpr std::array<Tile, sizeof...(place)> tiles_rows(std::index_sequence<place...>) {
-  return {tile_rows<place + 1>...};
+template <Held held, size_t... place>
+constexpr Tiles tiles_of(std::index_sequence<place...>) {
+  if constexpr (held == Held::int8_rows) return {tile_rows<place + 1>...};
+  else return {tile_groups<held, place + 1>...};
 }
-constexpr auto kTilesRows = tiles_rows(std::make_index_sequence<Simd::kRows>{});
+
+template <Held held>
+constexpr Tiles kTiles = tiles_of<held>(std::make_index_sequence<Simd::kRows>{});
+
+const Tiles& tiles_for(Held held) {
+  switch (held) {
+    case Held::int8_rows: return kTiles<Held::int8_rows>;
+    case Held::int8_groups: return kTiles<Held::int8_groups>;
+    case Held::int4_bfloat16: return kTiles<Held::int4_bfloat16>;
+    default: return kTiles<Held::int4_float16>;
+  }
+}
+
+// All rows by some inputs of one block: weights that the nearest cache holds until the last rows have had them.
+void multiply_part(const Product& p, const Tiles& tiles, Piece piece, int32_t* sums, int64_t bytes) {
+  const int64_t turns = (p.row_count + Simd::kRows - 1) / Simd::kRows;
+  const int64_t lanes = std::min(kBlock, p.outputs - piece.block * kBlock);
+  const uint8_t* const next = piece.ahead;
+  for (int64_t turn = 0; turn < turns; ++turn) {  // of about as many rows each
+    piece.row = p.row_count * turn / turns;
+    piece.sums = sums + piece.row * kBlock;
+    // The next part's weights are fetched within the first turn, or the first two.
+    piece.ahead = next + (turn == 1 ? bytes / 2 : 0);
+    piece.step = turns == 1 ? 128 : turn < 2 ? 64 : 0;
+    const int64_t rows = p.row_count * (turn + 1) / turns - piece.row;
+    for (piece.lane = 0; piece.lane < lanes; piece.lane += kTile) {
+      Piece tile = piece;
+      tile.sums += piece.lane;
+      tiles[rows - 1](p, tile);
+    }
+  }
+}
 
 void multiply(const Product& p, int64_t begin, int64_t end) {
-  const auto& tiles = kTilesRows;
-  const int64_t turns = (p.row_count + Simd::kRows - 1) / Simd::kRows;
-  for (int64_t block = begin; block < end; ++block) {
-    for (int64_t turn = 0; turn < turns; ++turn) {  // of about as many rows each
-      const int64_t row = p.row_count * turn / turns, next = p.row_count * (turn + 1) / turns;
-      const int64_t lanes = std::min(kBlock, p.outputs - block * kBlock);
-      for (int64_t lane = 0; lane < lanes; lane += kTile) tiles[next - row - 1](p, row, block, lane);
+  const Tiles& tiles = tiles_for(p.held);
+  const int64_t inputs = p.rows.inputs, group = p.rows.group;
+  const bool by_rows = p.held == Held::int8_rows, is_int4 = p.held == Held::int4_bfloat16 || p.held == Held::int4_float16;
+  const int64_t most = is_int4 ? 2 * kPartInputs : kPartInputs;
+  const int64_t part = by_rows ? most : std::max(group, most / group * group);
+  alignas(64) int32_t sums[kRowsAtOnce * kBlock];
+  Piece piece{};
+  for (piece.block = begin; piece.block < end; ++piece.block) {
+    for (piece.begin = 0; piece.begin < inputs; piece.begin = piece.end) {
+      piece.end = std::min(inputs, piece.begin + part);
+      const int64_t count = piece.end - piece.begin;
+      const int64_t bytes = by_rows ? count * kBlock : count / group * group_bytes(p.held, group);
+      const int64_t before = by_rows ? piece.begin * kBlock : piece.begin / group * group_bytes(p.held, group);
+      const int64_t block_bytes = by_rows ? inputs * kBlock : p.rows.groups() * group_bytes(p.held, group);
+      piece.ahead = p.packed + piece.block * block_bytes + before + bytes;
+      multiply_part(p, tiles, piece, sums, bytes);
     }
   }
 }

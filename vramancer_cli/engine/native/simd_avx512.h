@@ -21,6 +21,8 @@ struct Simd {
   static Ints dot_int8(Ints sums, Ints codes, Ints rows) { return _mm512_dpbusd_epi32(sums, codes, rows); }
   static Ints dot_int4(Ints sums, Ints codes, Ints rows) { return _mm512_dpbusd_epi32(sums, codes, rows); }
 
+  static Ints load_ints(const int32_t* at) { return _mm512_loadu_si512(at); }
+  static void store_ints(int32_t* at, Ints values) { _mm512_storeu_si512(at, values); }
   static Floats to_floats(Ints values) { return _mm512_cvtepi32_ps(values); }
   static Floats multiply(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
   static Floats multiply_add(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }

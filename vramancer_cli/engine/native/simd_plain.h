@@ -28,6 +28,8 @@ struct Simd {
   }
   static Ints dot_int4(const Ints& sums, const Codes& codes, const int8_t* rows) { return dot_int8(sums, codes, rows); }
 
+  static Ints load_ints(const int32_t* at) { return copied<Ints>(at); }
+  static void store_ints(int32_t* at, const Ints& values) { std::memcpy(at, values.v, sizeof values); }
   static Floats to_floats(const Ints& values) { return each<Floats>([&](int i) { return float(values.v[i]); }); }
   static Floats multiply(const Floats& a, const Floats& b) { return each<Floats>([&](int i) { return a.v[i] * b.v[i]; }); }
   static Floats multiply_add(const Floats& a, const Floats& b, const Floats& c) {

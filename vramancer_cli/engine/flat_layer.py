@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 
@@ -20,6 +20,8 @@ from vramancer_cli.engine.quant_linear import QuantisedLinear
 from vramancer_cli.engine.siblings import SiblingLinear
 from vramancer_cli.errors import VramancerError
 
+FLAT_DTYPES: Final = (torch.float32, torch.bfloat16)
+"""What the native operators take."""
 Rows = Callable[[torch.Tensor], torch.Tensor]
 """[T, width] in, [T, another width] out."""
 Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]

@@ -17,7 +17,7 @@ from vramancer_cli.engine import architecture, native, weights
 from vramancer_cli.engine.attention import AttentionContext
 from vramancer_cli.engine.boundary import Boundary, gathered
 from vramancer_cli.engine.checkpoint import Checkpoint
-from vramancer_cli.engine.flat_layer import FlatLayer
+from vramancer_cli.engine.flat_layer import FLAT_DTYPES, FlatLayer
 from vramancer_cli.engine.layer_forms import flat_form
 from vramancer_cli.engine.layer_watch import PROBE_POSITIONS, PROBE_TOKENS, LayerWatch, Probe, Seen
 from vramancer_cli.engine.read_progress import Progress
@@ -81,8 +81,12 @@ class Shard:
     def load(self, device: torch.device, progress: Progress) -> None:
         """Read the owned tensors that are not here yet to `device`. Raises ModelError."""
         weights.load_into(self._model, self._checkpoint, device, progress, self._quantize)
-        if self._quantize != "none" and self.trace.ragged and device.type == "cpu" and native.is_there():
+        if self._may_be_flat(device):
             self._flatten()
+
+    def _may_be_flat(self, device: torch.device) -> bool:
+        rounded = self._quantize != "none" and self._model.dtype in FLAT_DTYPES
+        return rounded and self.trace.ragged and device.type == "cpu" and native.is_there()
 
     def _flatten(self) -> None:
         """Put flat layers in the place of those that are proved to compute just that."""

@@ -12,6 +12,7 @@ import torch
 from tests.helpers.stepping import Driver, Request, make_plan
 from vramancer_cli.engine.quant_linear import QuantisedLinear
 from vramancer_cli.engine.shard import Shard
+from vramancer_cli.engine.siblings import SharedProduct
 from vramancer_cli.engine.torch_engine import TorchEngine
 
 MARGIN = 1e-3
@@ -35,7 +36,8 @@ def second_roundings(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
 
 
 def held_bytes(shard: Shard) -> int:
-    kernels = [module._kernel for module in shard._model.modules() if isinstance(module, QuantisedLinear)]
+    held = (QuantisedLinear, SharedProduct)
+    kernels = [module._kernel for module in shard._model.modules() if isinstance(module, held)]
     return sum(parameter.nbytes for parameter in shard._model.parameters()) + tensor_bytes(kernels)
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from functools import cache
+from itertools import accumulate, takewhile
 from typing import Final
 
 import torch
@@ -16,6 +17,7 @@ from vramancer_cli.engine.attention import Options, attend_parts, attend_sequenc
 from vramancer_cli.engine.block_tables import PlacedRow
 from vramancer_cli.engine.group_blocks import HeldTable
 from vramancer_cli.engine.kv_cache import KvPool
+from vramancer_cli.engine.paged_tokens import MOST_ROW_TOKENS, ShortRow, TokenPlaces, reads
 
 PART_TOKENS: Final = 2048
 """A token's attention reads longer contexts part by part, so that only parts whose blocks lie scattered are copied."""
@@ -54,33 +56,55 @@ class Batch:
     """The AttentionContext of one step.
 
     `positions` [1, T] int64, `slots` [groups, T] int64 (where each new token's K and V go, by cache group), `outputs`
-    [R] int64 (the index of each token whose final hidden state is wanted), all on the pool's device. `spans`: by cache
-    group, one for each row. `keepers`: layers that attend to what another layer keeps, and that layer.
+    [R] int64 (the index of each token whose final hidden state is wanted), all on the pool's device. `keepers`: layers
+    that attend to what another layer keeps, and that layer. `native`: short rows at the beginning may be attended to by
+    our own operator, where there is one; its bits are not those of torch.
     """
 
     def __init__(
-        self, rows: Sequence[PlacedRow], pool: KvPool, device: torch.device, keepers: Mapping[int, int] = NO_KEEPERS
+        self,
+        rows: Sequence[PlacedRow],
+        pool: KvPool,
+        device: torch.device,
+        keepers: Mapping[int, int] = NO_KEEPERS,
+        *,
+        native: bool = False,
     ) -> None:
         self._pool = pool
         self._keepers = keepers
+        short = list(takewhile(lambda row: row.end - row.start <= MOST_ROW_TOKENS, rows)) if native else []
+        self._short_tokens = sum(row.end - row.start for row in short)
         positions = [position for row in rows for position in range(row.start, row.end)]
         groups = range(1 + len(rows[0].windows))
         slots = [[slot for row in rows for slot in _slots(row, group, pool.block_tokens)] for group in groups]
         both = torch.tensor([positions, *slots], dtype=torch.int64).to(device)
         self.positions, self.slots = both[:1], both[1:]
-        self.spans = [_spans(rows, group, pool.block_tokens, device) for group in groups]
+        # Both only where some layer needs them: by cache group, of each row, and of the short ones.
+        self.spans = cache(lambda group: _spans(rows, group, pool.block_tokens, device))
+        self._places = cache(lambda group: _places(short, group, pool.block_tokens))
         self.outputs = torch.tensor(_outputs(rows), dtype=torch.int64).to(device)
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: Options
     ) -> torch.Tensor:
-        """Keep the new K and V, then attend row by row, so that no row feels its neighbours. Gives [T, heads, size]."""
+        """Keep the new K and V, then attend: token by token in short rows, the others row by row, so that no row feels
+        its neighbours. Gives [T, heads, size]."""
         kept = self._keepers.get(layer, layer)
         group = self._pool.group(kept)
         if kept == layer:
             self._pool.write(layer, self.slots[group], key, value)
-        parts = [self._attend_span(kept, span, query, options) for span in self.spans[group]]
+        short = self._short_tokens if self._short_tokens and reads(self._pool, kept, query, options) else 0
+        parts = [self._attend_span(kept, span, query, options) for span in self._spans_from(group, short)]
+        if short:
+            own = query if short == query.shape[1] else query.narrow(1, 0, short)
+            parts.insert(0, self._places(group).attend(self._pool, kept, own, options))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _spans_from(self, group: int, token: int) -> Sequence[Span]:
+        """Those of the rows that begin at `token` or behind it."""
+        if token == self.positions.shape[1]:
+            return ()
+        return [span for span in self.spans(group) if span.first >= token]
 
     def _attend_span(self, layer: int, span: Span, query: torch.Tensor, options: Options) -> torch.Tensor:
         own = query.narrow(1, span.first, span.count)
@@ -111,6 +135,14 @@ class SpanPlace:
         """[heads, count, size] in, [heads, span.end, size] out."""
         self._pool.write(layer, self._slots, key, value)
         return read(self._pool, layer, self._span.whole)
+
+
+def _places(rows: Sequence[PlacedRow], group: int, block_tokens: int) -> TokenPlaces:
+    tables = [(row, row.groups[group]) for row in rows]
+    return TokenPlaces(
+        [ShortRow(table, row.start - table.first * block_tokens, row.end - row.start) for row, table in tables],
+        block_tokens,
+    )
 
 
 def _slots(row: PlacedRow, group: int, block_tokens: int) -> list[int]:

@@ -45,22 +45,22 @@ class KvRows(Protocol):
 
 
 class PlainRows:
-    """As they are: a view is a view."""
+    """As they are: a view is a view. `slots`: [slots, heads, size]."""
 
     def __init__(self, shape: Shape, dtype: torch.dtype, device: torch.device) -> None:
         self.size = shape[-1]
         self.blocks = torch.empty(shape, dtype=dtype, device=device)
-        self._slots = self.blocks.flatten(0, 1)
+        self.slots = self.blocks.flatten(0, 1)
 
     @property
     def nbytes(self) -> int:
         return self.blocks.nbytes
 
     def write(self, slots: torch.Tensor, rows: torch.Tensor) -> None:
-        self._slots.index_copy_(0, slots, rows)
+        self.slots.index_copy_(0, slots, rows)
 
     def view(self, first_slot: int, tokens: int) -> torch.Tensor:
-        return self._slots.narrow(0, first_slot, tokens)
+        return self.slots.narrow(0, first_slot, tokens)
 
     def gather(self, blocks: torch.Tensor, tokens: int) -> torch.Tensor:
         return self.blocks.index_select(0, blocks).flatten(0, 1)[:tokens]

@@ -6,7 +6,7 @@ never import transformers or choose a kernel.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -135,6 +135,24 @@ def quantise_int4(weight: torch.Tensor, group: int = GROUP) -> Int4Weight:
         codes[rows] = packed_pairs(_codes(groups, scales, offsets).add_(INT4_MIDDLE).to(torch.uint8).flatten(1))
         scales_and_offsets[:, rows] = torch.cat((scales, offsets), -1).to(torch.bfloat16).transpose(0, 1)
     return Int4Weight(codes, scales_and_offsets)
+
+
+def may_join(weights: Sequence[QuantisedWeight]) -> bool:
+    """Whether `joined_weights` can hold all of them."""
+
+    def kind(weight: QuantisedWeight) -> tuple[object, ...]:
+        return weight.format, weight.shape[1], weight.has_float16_scales, getattr(weight, "zero", None)
+
+    return len({kind(weight) for weight in weights}) == 1
+
+
+def joined_weights(weights: Sequence[QuantisedWeight]) -> QuantisedWeight:
+    """One below the other: each output keeps its codes and scales. Only such as `may_join`."""
+    codes = torch.cat([weight.codes for weight in weights])
+    if isinstance(weights[0], Int8Weight):
+        return Int8Weight(codes, torch.cat([weight.scales for weight in weights if isinstance(weight, Int8Weight)]))
+    scales = [weight.scales_and_offsets for weight in weights if isinstance(weight, Int4Weight)]
+    return Int4Weight(codes, torch.cat(scales, dim=1), weights[0].zero)
 
 
 def packed_pairs(codes: torch.Tensor) -> torch.Tensor:

@@ -14,15 +14,21 @@ import torch
 from transport.types import WeightFormat
 from vramancer_cli.engine.quant_experts import quantisable_experts, quantise_experts
 from vramancer_cli.engine.quant_linear import ReadPacked, quantisable_linears, quantise_linears
+from vramancer_cli.engine.siblings import Siblings
 from vramancer_cli.models.quantisation import Format, Quantisable
 
 _NONE: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
 @torch.no_grad()  # a graph of how the scales came about would keep every old weight alive
-def quantise_layer(layer: torch.nn.Module, quantize: WeightFormat, taken: Mapping[str, ReadPacked] = _NONE) -> None:
+def quantise_layer(
+    layer: torch.nn.Module,
+    quantize: WeightFormat,
+    taken: Mapping[str, ReadPacked] = _NONE,
+    siblings: Siblings = (),
+) -> None:
     """In place, weight after weight, each old one freed at once. `taken`: those that are not rounded, by name."""
-    quantise_linears(layer, quantize, taken)  # first: a router is told by the experts beside it
+    quantise_linears(layer, quantize, taken, siblings)  # first: a router is told by the experts beside it
     quantise_experts(layer, quantize)
 
 

@@ -5,15 +5,16 @@ Found by structure, never by name. Must never read a checkpoint or know a family
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 import torch
 
 from transport.types import WeightFormat
-from vramancer_cli.engine.quant import QuantisedWeight, quantise
+from vramancer_cli.engine.quant import QuantisedWeight, may_join, quantise
 from vramancer_cli.engine.quant_choice import kernel_for
 from vramancer_cli.engine.quant_kernels import Kernel
+from vramancer_cli.engine.siblings import Siblings, shared_linears
 from vramancer_cli.errors import VramancerError
 from vramancer_cli.models.quantisation import GROUP, Format, Quantisable, format_of
 
@@ -55,22 +56,44 @@ class QuantisedLinear(torch.nn.Module):
         return super()._apply(fn, recurse)
 
 
-def quantise_linears(layer: torch.nn.Module, quantize: WeightFormat, taken: Mapping[str, ReadPacked]) -> None:
-    """Put QuantisedLinear in the place of every Linear that is worth it, each one's old weight freed at once.
+def quantise_linears(
+    layer: torch.nn.Module, quantize: WeightFormat, taken: Mapping[str, ReadPacked], siblings: Siblings = ()
+) -> None:
+    """Put a quantised one in the place of every Linear that is worth it, each one's old weight freed at once.
 
     `taken`: by name, those whose weights are taken over as they are stored; the others are rounded, where `quantize`
-    rounds.
+    rounds. `siblings` share a product where they are held alike.
     """
-    for name in linears(layer):
-        parent, _, own_name = name.rpartition(".")
-        owner = layer.get_submodule(parent)
-        linear = owner.get_submodule(own_name)
-        assert isinstance(linear, torch.nn.Linear)
-        if name in taken:
-            setattr(owner, own_name, QuantisedLinear(taken[name](), linear.bias, linear.weight.dtype))
-        elif format_of(quantize, linear.in_features) is not None:
-            held = quantise(linear.weight, quantize)
-            setattr(owner, own_name, QuantisedLinear(held, linear.bias, linear.weight.dtype))
+    for names in _together(linears(layer), siblings):
+        found = {name: layer.get_submodule(name) for name in names}
+        biases = {name: linear.bias for name, linear in found.items()}
+        dtypes = {linear.weight.dtype for linear in found.values()}
+        held = {name: weight for name in names if (weight := _quantised(found[name], quantize, taken.get(name)))}
+        for name, module in _stand_ins(held, biases, dtypes.pop()).items():
+            layer.set_submodule(name, module)
+
+
+def _quantised(linear: Any, quantize: WeightFormat, read: ReadPacked | None) -> QuantisedWeight | None:
+    """The weight as it is to be held, the old one freed; None where it stays."""
+    if read is None and format_of(quantize, linear.in_features) is None:
+        return None
+    held = read() if read is not None else quantise(linear.weight, quantize)
+    linear.weight = None
+    return held
+
+
+def _stand_ins(held: Mapping[str, QuantisedWeight], biases: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    if len(held) > 1 and may_join(list(held.values())):
+        return shared_linears(held, biases, dtype)
+    return {name: QuantisedLinear(weight, biases[name], dtype) for name, weight in held.items()}
+
+
+def _together(found: Iterable[str], siblings: Siblings) -> list[tuple[str, ...]]:
+    """All names, those that belong together in one tuple."""
+    names = list(found)
+    groups = [tuple(name for name in group if name in names) for group in siblings]
+    grouped = {name for group in groups for name in group}
+    return [group for group in groups if group] + [(name,) for name in names if name not in grouped]
 
 
 def quantisable_linears(layer: torch.nn.Module, stored: Mapping[str, Format]) -> list[Quantisable]:

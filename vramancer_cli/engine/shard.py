@@ -6,21 +6,27 @@ belongs to the ends.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from transport.messages import WindowGroup
 from transport.types import LayerRange, WeightFormat
-from vramancer_cli.engine import architecture, weights
+from vramancer_cli.engine import architecture, native, weights
 from vramancer_cli.engine.attention import AttentionContext
 from vramancer_cli.engine.boundary import Boundary, gathered
 from vramancer_cli.engine.checkpoint import Checkpoint
+from vramancer_cli.engine.flat_layer import FLAT_DTYPES, FlatLayer
+from vramancer_cli.engine.layer_forms import flat_form
+from vramancer_cli.engine.layer_watch import PROBE_POSITIONS, PROBE_TOKENS, LayerWatch, Probe, Seen
 from vramancer_cli.engine.read_progress import Progress
 from vramancer_cli.engine.sequence_cache import Place, SequenceCache
 from vramancer_cli.engine.trace import KvShape, positions_for, trace_layers
 from vramancer_cli.errors import ModelError
+from vramancer_cli.telemetry import log
+
+_log = log.get("engine")
 
 
 class Shard:
@@ -49,6 +55,11 @@ class Shard:
         self.keepers = self.trace.keepers_in(layers)
         self.state_elements = sum(self.trace.state_elements(layer) for layer in range(layers.start, layers.end))
 
+    @property
+    def is_rounded(self) -> bool:
+        """Whether it computes with rounded numbers, which other kernels may round otherwise (grade *stable*)."""
+        return self._quantize != "none" or self._model.dtype != torch.float32
+
     def groups(self, windows: Sequence[WindowGroup]) -> dict[int, int]:
         """The cache layers whose keys and values lie in another cache group than 0, and in which."""
         numbers = {window.window_tokens: number for number, window in enumerate(windows, start=1)}
@@ -70,6 +81,37 @@ class Shard:
     def load(self, device: torch.device, progress: Progress) -> None:
         """Read the owned tensors that are not here yet to `device`. Raises ModelError."""
         weights.load_into(self._model, self._checkpoint, device, progress, self._quantize)
+        if self._may_be_flat(device):
+            self._flatten()
+
+    def _may_be_flat(self, device: torch.device) -> bool:
+        rounded = self._quantize != "none" and self._model.dtype in FLAT_DTYPES
+        return rounded and self.trace.ragged and device.type == "cpu" and native.is_there()
+
+    def _flatten(self) -> None:
+        """Put flat layers in the place of those that are proved to compute just that."""
+        layers = architecture.layers_of(self._model)
+        owned = {index: layers[index] for index in range(self.layers.start, self.layers.end)}
+        family = {index: layer for index, layer in owned.items() if not isinstance(layer, FlatLayer)}
+        if len(self.entering) != 1 or not family:
+            return
+        seen = self._watched(family)
+        with torch.inference_mode():
+            flat = {index: flat_form(layer, seen[index]) for index, layer in family.items()}
+        for index, layer in flat.items():
+            if layer is not None:
+                self._split.put_in(index, layer)
+        found = sum(layer is not None for layer in flat.values())
+        _log.info("layers computed flat", layers=str(self.layers), flat=found, of=len(family))
+
+    def _watched(self, layers: Mapping[int, torch.nn.Module]) -> dict[int, Seen]:
+        """What a few made-up tokens show of these layers."""
+        watch = LayerWatch()
+        width = torch.Size(self.entering[0].shape).numel()
+        noise = torch.randn(PROBE_TOKENS, width, generator=torch.Generator().manual_seed(7)).to(self._model.dtype)
+        with torch.inference_mode(), watch.on(layers):
+            self.run(Boundary(noise), torch.tensor([PROBE_POSITIONS]), Probe(watch))
+        return watch.seen
 
     def unload(self) -> None:
         """Free the weights at once, whoever still refers to the shard."""

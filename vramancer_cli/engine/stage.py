@@ -62,7 +62,7 @@ class PagedStage:
             self._tables.check_integrity()  # the pipeline is idle: nobody waits for it
             return nothing(shard.leaving, DTYPES[self._plan.dtype], self._device)
         with torch.inference_mode(), self._timing(len(shard.layers), step.token_count):
-            batch = Batch(rows, pool, self._device, shard.keepers)
+            batch = Batch(rows, pool, self._device, shard.keepers, native=shard.is_rounded)
             entering = boundary.to(self._device)
             if shard.trace.ragged:
                 output = shard.run(entering, batch.positions, batch)
@@ -104,7 +104,7 @@ def _run_each(
 ) -> Boundary:
     """Row by row, for layers that keep sequences apart only where each passes alone."""
     parts: list[Boundary] = []
-    for row, span in zip(rows, batch.spans[0], strict=True):
+    for row, span in zip(rows, batch.spans(0), strict=True):
         place = SpanPlace(batch, span, pool)
         own, positions = boundary.part(span.first, span.count), batch.positions.narrow(1, span.first, span.count)
         parts.append(shard.run_alone(own, positions, states.cache(row, place), place))

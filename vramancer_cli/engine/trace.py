@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -27,6 +27,7 @@ from vramancer_cli.engine.checkpoint import Checkpoint, open_checkpoint
 from vramancer_cli.engine.dry_run import LiveElements, ReadsZero
 from vramancer_cli.engine.seam import DRY_DTYPE, Seams
 from vramancer_cli.engine.sequence_cache import SequenceCache
+from vramancer_cli.engine.siblings import Siblings, watching
 from vramancer_cli.errors import ModelError
 from vramancer_cli.models.folder import one_line
 
@@ -63,6 +64,7 @@ class Trace:
     layers that attend to the keys and values of an earlier one. `windows`: how many tokens back a cache layer looks,
     where not all. `states` by decoder layer: elements of a sequence's
     state, and how many more with each token. `live_elements`: the most that is alive at once in the layers, per token.
+    `siblings` by decoder layer: linear layers that are called with one and the same tensor.
     """
 
     seams: Seams
@@ -74,6 +76,7 @@ class Trace:
     windows: Mapping[int, int]
     states: Mapping[int, tuple[int, int]]
     live_elements: int
+    siblings: Mapping[int, Siblings] = field(default_factory=dict[int, Siblings])
 
     def kv_shapes_in(self, layers: LayerRange) -> dict[int, KvShape]:
         """Of the cache layers that the decoder layers `layers` have: of those that are the same only the first."""
@@ -235,7 +238,16 @@ def _trace_ragged(model: PreTrainedModel, alone: Trace) -> Trace:
         windows=recorder.windows,
         states={},
         live_elements=_live_elements(model, forward),
+        siblings=_siblings(model, forward),
     )
+
+
+def _siblings(model: PreTrainedModel, forward: Forward) -> dict[int, Siblings]:
+    ids = torch.empty(1, _LIVE_TOKENS, device="meta", dtype=torch.int64)
+    positions = torch.empty(1, _LIVE_TOKENS, device="meta", dtype=torch.int64)
+    with torch.inference_mode(False), torch.no_grad(), watching(architecture.layers_of(model)) as watch:
+        forward(_LIVE_TOKENS, ids, positions)
+    return watch.found()
 
 
 def _trace_sequence(model: PreTrainedModel) -> Trace:

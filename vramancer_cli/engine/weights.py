@@ -168,6 +168,7 @@ def load_into(
     reading = ReadProgress(total_bytes, progress)
     packed = _packed(model, checkpoint)
     rounding = Rounding(quantize)
+    siblings = trace_layers(checkpoint).siblings
     for layer, group in owned.items():
         taken = taken_over(packed[layer], quantize) if layer is not None else {}
         read = [reading.counted(tensor) for tensor in group if tensor not in taken.values()]
@@ -175,7 +176,7 @@ def load_into(
         if layer is not None and quantize != "none":
             rounding.note(layers[layer], layer, group, taken)
             counted = {name: reading.counted(tensor) for name, tensor in taken.items()}
-            quantise_layer(layers[layer], quantize, readers(counted, device))
+            quantise_layer(layers[layer], quantize, readers(counted, device), siblings.get(layer, ()))
             empty_cache(device)
     reading.end()
     rounding.log()

@@ -32,7 +32,7 @@ def test_positions_slots_and_outputs(pool: KvPool):
 
 
 def test_spans_say_where_each_sequence_lies(pool: KvPool):
-    chunk, scattered, fresh = Batch([CHUNK, SCATTERED, FRESH], pool, CPU).spans[0]
+    chunk, scattered, fresh = Batch([CHUNK, SCATTERED, FRESH], pool, CPU).spans(0)
     assert (chunk.first, chunk.count, chunk.start, chunk.end, chunk.whole) == (0, 3, 2, 5, Stretch(5, 4))
     assert (scattered.first, scattered.count) == (3, 2)
     assert torch.is_tensor(scattered.whole.where)
@@ -76,8 +76,8 @@ def test_a_long_context_is_read_in_parts_and_gives_the_same_wherever_it_lies():
         pool.write(0, Batch([row], pool, CPU).slots[0], key, value)
         batch = Batch([PlacedRow(tokens - 1, tokens, blocks, blocks == consecutive, outputs=1)], pool, CPU)
         outputs.append(batch.attend(0, query, key[:, -1:], value[:, -1:], Options()))
-        places = [part.where for part in batch.spans[0][0].parts]
-        assert sum(part.tokens for part in batch.spans[0][0].parts) == tokens
+        places = [part.where for part in batch.spans(0)[0].parts]
+        assert sum(part.tokens for part in batch.spans(0)[0].parts) == tokens
         assert [torch.is_tensor(where) for where in places] == [
             blocks == scattered or (blocks == shared and part == 1) for part in range(3)
         ]
@@ -85,4 +85,4 @@ def test_a_long_context_is_read_in_parts_and_gives_the_same_wherever_it_lies():
     assert torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[0], outputs[2])
     torch.testing.assert_close(outputs[0], whole, atol=1e-6, rtol=0)
     windowed = Batch([row], pool, CPU)
-    assert windowed.spans[0][0].parts == (), "a chunk of a prompt is read whole"
+    assert windowed.spans(0)[0].parts == (), "a chunk of a prompt is read whole"

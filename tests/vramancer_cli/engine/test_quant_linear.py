@@ -18,6 +18,7 @@ from vramancer_cli.engine.quant import quantise
 from vramancer_cli.engine.quant_layer import quantisable, quantise_layer
 from vramancer_cli.engine.quant_linear import QuantisedLinear, linears
 from vramancer_cli.engine.shard import Shard
+from vramancer_cli.engine.siblings import SharedProduct
 from vramancer_cli.engine.torch_engine import TorchEngine
 from vramancer_cli.errors import OverLimitError, VramancerError
 
@@ -112,7 +113,8 @@ def test_the_bytes_that_are_planned_are_the_bytes_that_are_held(llama: Path, qua
 
 def held_tensors(shard: Shard) -> list[torch.Tensor]:
     """Parameters, and what the kernels hold of it. oneDNN's own layout is a byte for each weight."""
-    kernels = [module._kernel for module in shard._model.modules() if isinstance(module, QuantisedLinear)]
+    held = (QuantisedLinear, SharedProduct)
+    kernels = [module._kernel for module in shard._model.modules() if isinstance(module, held)]
     packed: list[torch.Tensor] = []
     for kernel in kernels:
         values = vars(kernel)

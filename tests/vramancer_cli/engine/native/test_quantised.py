@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -15,30 +13,6 @@ pytestmark = pytest.mark.skipif(not native.is_there(), reason="the native kernel
 
 SHAPES = ((64, 64), (33, 96), (5, 2048), (512, 2048))
 ROW_COUNTS = (0, 1, 2, 3, 4, 5, 12, 13, 16, 17, 128, 300)
-
-
-def _usable() -> list[int]:
-    """The instruction sets that this machine has."""
-    if not native.is_there():
-        return []
-    chosen = torch.ops.vramancer.isa()
-    found = []
-    for number in range(len(native.INSTRUCTION_SETS)):
-        try:
-            torch.ops.vramancer.use_isa(number)
-            found.append(number)
-        except RuntimeError:
-            continue
-    torch.ops.vramancer.use_isa(chosen)
-    return found
-
-
-@pytest.fixture(params=_usable(), ids=lambda number: native.INSTRUCTION_SETS[number])
-def instruction_set(request: pytest.FixtureRequest) -> Iterator[int]:
-    chosen = torch.ops.vramancer.isa()
-    torch.ops.vramancer.use_isa(request.param)
-    yield request.param
-    torch.ops.vramancer.use_isa(chosen)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)

@@ -93,14 +93,14 @@ def _is_compared_alone(cells: Sequence[Cell]) -> bool:
 def _ours(bench: Bench, bits: Bits, setting: Setting) -> Iterator[Measurable]:
     places = [Place(cores) for cores in CORES[setting]]
     threads = 1 if places[0].cores else 2
-    with running(bench.folder / f"ours-{bits}-{len(places)}", bench.serving(bits), places, threads) as ours:
+    with running(bench.folder, bench.serving(bits), places, threads) as ours:
         yield ours
 
 
 @contextmanager
 def _alone(bench: Bench, bits: Bits) -> Iterator[dict[str, Measurable]]:
     place = Place(CORES["two hosts"][0])
-    with running(bench.folder / f"alone-{bits}", bench.serving(bits), [place]) as ours:
+    with running(bench.folder, bench.serving(bits), [place]) as ours:
         yield {"one node of one thread": ours}
 
 
@@ -113,9 +113,9 @@ def _llama(bench: Bench, bits: Bits, setting: Setting) -> Iterator[dict[str, Mea
         yield {"one process": LlamaCpp(programs, model, threads=2)}
         return
     cores, layers = CORES[setting], bench.shape.layers
-    with peer_llama.rpc_servers(programs, cores) as servers:
+    with peer_llama.rpc_servers(programs, [Place(place) for place in cores]) as servers:
         split = ",".join("1" for _ in servers)
         yield {
-            "two RPC servers": LlamaCpp(programs, model, 1, cores[0], servers, layers + 1, split),
-            "itself and an RPC server": LlamaCpp(programs, model, 1, cores[0], servers[1:], layers // 2 + 1),
+            "two RPC servers": LlamaCpp(programs, model, 1, cores[0], tuple(servers), layers + 1, split),
+            "itself and an RPC server": LlamaCpp(programs, model, 1, cores[0], tuple(servers[1:]), layers // 2 + 1),
         }

@@ -6,6 +6,7 @@ A host of one core is a process that is kept on that core, with one thread to co
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -128,7 +129,7 @@ class Serving:
 @contextmanager
 def running(folder: Path, serving: Serving, places: Sequence[Place], threads: int = 1) -> Iterator[Ours]:
     """A node at each of `places`, warmed up. Who asks has to be in the first one's network."""
-    with local_cluster(folder, threads=threads) as cluster:
+    with tempfile.TemporaryDirectory(dir=folder) as name, local_cluster(Path(name), threads=threads) as cluster:
         with on_cores(places[0].cores):
             cluster.start_head(*serving.flags())
         address = places[0].host.address if places[0].host else LOOPBACK

@@ -78,22 +78,15 @@ class Growth:
         return found
 
 
-def measure(work: Path, folder: Path, say: Callable[[str], None], only: Sequence[str] = ()) -> Iterator[Curve]:
-    """The curves, one after the other; `only` those by these names."""
+def measure(work: Path, folder: Path, say: Callable[[str], None], only: Sequence[str]) -> Iterator[Curve]:
+    """The curves by each of these KINDS, one after the other."""
     serving = Serving(
         SMALL, checkpoint(SMALL, work), "int8", context_tokens=CONTEXTS[-1] + 2 * scenes.TOKENS, memory_bytes=1 << 30
     )
     growth = Growth(serving, folder, scenes.calibrated(folder, serving), say)
     say(f"{growth.costs}")
-    kinds: Mapping[str, Callable[[Growth], Iterator[Curve]]] = {
-        "context": _by_context,
-        "streams": _by_streams,
-        "stages": _by_stages,
-        "delay": _by_delay,
-        "bandwidth": _by_bandwidth,
-    }
-    for name in only or kinds:
-        yield from kinds[name](growth)
+    for name in only:
+        yield from KINDS[name](growth)
 
 
 def _by_context(growth: Growth) -> Iterator[Curve]:
@@ -146,3 +139,12 @@ def _by_way(
 
 def _streams(count: int) -> str:
     return f"{count} stream{'s' if count > 1 else ''}"
+
+
+KINDS: Final[Mapping[str, Callable[[Growth], Iterator[Curve]]]] = {
+    "context": _by_context,
+    "streams": _by_streams,
+    "stages": _by_stages,
+    "delay": _by_delay,
+    "bandwidth": _by_bandwidth,
+}

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, Protocol
 
 from bench.table import peer_llama
-from bench.table.cells import FORMATS, Bits, Cell, Setting, Work
-from bench.table.model import Shape
-from bench.table.ours import Place, Serving, running
+from bench.table.cells import Bits, Cell, Setting, Work
+from bench.table.ours import Place, running
 from bench.table.peer_llama import LlamaCpp
+from bench.table.preparing import Bench
 
 CORES: Final[Mapping[Setting, tuple[tuple[int, ...], ...]]] = {"one process": ((),), "two hosts": ((0,), (1,))}
 """Where a setting's nodes run; () is all cores."""
@@ -40,20 +39,6 @@ class Pairs:
     ours: tuple[float, ...]
     theirs: tuple[float, ...]
     arrangement: str
-
-
-@dataclass(frozen=True, slots=True)
-class Bench:
-    """What a run has: where models and folders lie, llama.cpp's programs, which model."""
-
-    shape: Shape
-    checkpoint: Path
-    ggufs: Mapping[Bits, Path]
-    programs: Path
-    folder: Path
-
-    def serving(self, bits: Bits) -> Serving:
-        return Serving(self.shape, self.checkpoint, FORMATS[bits].ours)
 
 
 def measure(bench: Bench, cells: Sequence[Cell], bits: Bits, say: Callable[[str], None]) -> Iterator[Pairs]:

@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 SOURCES := transport vramancer_cli commands build_scripts bench fuzz tests
 
 .PHONY: setup demo families test properties faults check format model report fuzz quality binary smoke wheel test-wheel clean
-.PHONY: bench-binary bench-bulk bench-context bench-drafting bench-load bench-quant bench-recovery bench-threads
+.PHONY: bench bench-full bench-gpu bench-binary bench-bulk bench-context bench-drafting bench-load bench-quant bench-recovery bench-threads
 
 setup: $(READY)
 
@@ -73,6 +73,20 @@ quality: $(READY)
 # Quantised products against bfloat16's, at the shapes of a Llama of 1.1 billion weights; into bench/results/.
 bench-quant: $(READY)
 	@$(BIN)/python -m bench.quant
+
+# Beside llama.cpp and transformers on this machine, cell by cell, and how speed grows; into bench/results/. Linux, 2 cores,
+# 8 GB of memory, 8 GB of disk in .bench/, half an hour; the first time 15 minutes more: llama.cpp is built (Debian: cmake, g++).
+# Delay and bandwidth need root and iproute2. ARGS="--cells DE --bits 8 --add": these cells again.
+bench: $(READY)
+	@$(BIN)/python -m bench.table $(ARGS)
+
+# The whole matrix, for hours; goes on where it was stopped. ARGS="--processes 2 --ways 5ms": a part of it.
+bench-full: $(READY)
+	@$(BIN)/python -m bench.table.matrix $(ARGS)
+
+# A Llama of 8 billion random weights on a CUDA GPU, against what the GPU can do.
+bench-gpu: $(READY)
+	@$(BIN)/python -m bench.gpu $(ARGS)
 
 report: $(READY)
 	@$(BIN)/python -m build_scripts.house_report

@@ -113,6 +113,7 @@ class Serving:
     dtype: str = "bfloat16"
     context_tokens: int = 1024
     memory_bytes: int = 3 << 30
+    device: str = "cpu"
 
     def flags(self) -> tuple[str, ...]:
         return (
@@ -123,7 +124,7 @@ class Serving:
     def memory(self, *, head: bool = False) -> tuple[str, ...]:
         """The head has more, by what embedding and output head take: all then get the same number of layers."""
         ends_bytes = 2 * self.shape.head_weights * _BFLOAT16_BYTES if head else 0
-        return "--device", "cpu", "--memory", str(self.memory_bytes + ends_bytes)
+        return "--device", self.device, "--memory", str(self.memory_bytes + ends_bytes)
 
 
 @contextmanager

@@ -38,7 +38,7 @@ class Bench:
 @contextmanager
 def prepared(work: Path) -> Iterator[Bench]:
     """With a folder that is gone afterwards, also when the run is told to end. Raises BuildError."""
-    signal.signal(signal.SIGTERM, _stop)
+    ends_cleanly()
     work.mkdir(exist_ok=True)
     programs = llama_build.programs(work)
     say("the model")
@@ -48,8 +48,12 @@ def prepared(work: Path) -> Iterator[Bench]:
         yield Bench(BIG, made, ggufs, programs, Path(name))
 
 
+def ends_cleanly() -> None:
+    """Told to end, a run still stops its nodes and servers."""
+    signal.signal(signal.SIGTERM, _stop)
+
+
 def _stop(number: int, frame: object) -> NoReturn:
-    """So that nodes and servers end with it."""
     sys.exit(128 + number)
 
 

@@ -18,12 +18,12 @@ from bench.table.wire import Host, NoWireError, hosts, inside
 def refusal() -> str:
     """Why there is no wire here; empty where there is."""
     if os.name != "posix" or not hasattr(os, "geteuid") or os.geteuid() != 0 or shutil.which("ip") is None:
-        return "needs root and iproute2"
+        return "needs network namespaces: root, and iproute2"
     try:
         with hosts(1):
             return ""
     except NoWireError as error:
-        return str(error)
+        return f"needs network namespaces: {error}"
 
 
 @contextmanager

@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 SOURCES := transport vramancer_cli commands build_scripts bench fuzz tests
 
 .PHONY: setup demo families test properties faults check format model report fuzz quality binary smoke wheel test-wheel clean
-.PHONY: bench bench-full bench-gpu bench-binary bench-bulk bench-context bench-drafting bench-load bench-quant bench-recovery bench-threads
+.PHONY: bench-binary bench-bulk bench-context bench-drafting bench-load bench-quant bench-recovery bench-threads
 
 setup: $(READY)
 
@@ -73,6 +73,8 @@ quality: $(READY)
 # Quantised products against bfloat16's, at the shapes of a Llama of 1.1 billion weights; into bench/results/.
 bench-quant: $(READY)
 	@$(BIN)/python -m bench.quant
+
+.PHONY: bench bench-full bench-gpu
 
 # Beside llama.cpp and transformers on this machine, cell by cell, and how speed grows; into bench/results/. Linux, 2 cores,
 # 8 GB of memory, 8 GB of disk in .bench/, half an hour; the first time 15 minutes more: llama.cpp is built (Debian: cmake, g++).

@@ -5,44 +5,34 @@ On a smaller model of as many layers, so that it takes minutes. Nodes take turns
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any, Final
 
-from bench.table import wire
-from bench.table.costs import LOOPBACK, Calibration, Case, Costs, Way, knees
+from bench.table import scenes
+from bench.table.costs import LOOPBACK, Case, Costs, Way, knees
 from bench.table.model import SMALL, checkpoint
-from bench.table.ours import Ours, Place, Serving, running
+from bench.table.ours import Ours, Serving
+from bench.table.scenes import CROWD, NEAR, PROMPT
 
 CONTEXTS: Final = (128, 512, 1024, 2048, 4096, 8192)
 STREAMS: Final = (1, 2, 4, 8, 16, 32, 64)
 STAGES: Final = (1, 2, 3, 4, 6, 8)
 DELAYS_MS: Final = (0, 1, 5, 10, 20)
 MEGABITS: Final = (10, 100, 1000)
-NEAR: Final = 16
-"""Tokens in front of a decode, where the context is not what is looked at."""
-CROWD: Final = 16
-PROMPT: Final = 256
-TOKENS: Final = 32
-CORES: Final = 2
-SAY: Final = print
-_BFLOAT16_BYTES: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """Tokens a second; `measured` None where this machine cannot."""
+    """Tokens a second. `biggest`: what most of a step is, by the model."""
 
     x: float
-    measured: float | None
+    measured: float
     predicted: float
-    biggest: str = ""
-    """What most of a step is, by the model."""
+    biggest: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +45,15 @@ class Curve:
 
     def sentences(self) -> list[str]:
         """One for each knee."""
-        points = [point for point in self.points if point.measured]
-        turns, expected = knees([p.measured or 0.0 for p in points]), knees([p.predicted for p in points])
-        return [self._sentence(points[index - 1], points[index], index in expected) for index in turns]
+        turns, expected = knees([p.measured for p in self.points]), knees([p.predicted for p in self.points])
+        return [self._sentence(self.points[index], self.points[index + 1], index in expected) for index in turns]
 
-    def _sentence(self, before: Point, here: Point, is_predicted: bool) -> str:
-        where = f"{self.by}, {self.line}, at {here.x:g}"
-        if here.biggest != before.biggest:
-            return f"{where}: most of a step is no longer {before.biggest} but {here.biggest}."
-        told = "the model bends there too" if is_predicted else "the model has no bend there"
-        return f"{where}: {told}; most of a step is {here.biggest}."
+    def _sentence(self, here: Point, behind: Point, is_predicted: bool) -> str:
+        where = f"{self.by} {here.x:g}, {self.line}"
+        told = "as the model has it" if is_predicted else "which the model does not explain"
+        if behind.biggest != here.biggest:
+            return f"{where}: behind it most of a step is {behind.biggest}, no longer {here.biggest}; {told}."
+        return f"{where}: most of a step is {here.biggest} before and behind it; {told}."
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -72,79 +61,32 @@ class Curve:
 
 @dataclass(slots=True)
 class Growth:
-    """The curves in the making: what is served, and a model that knows what was measured so far."""
+    """What is served, and a model that knows what it costs."""
 
     serving: Serving
     folder: Path
     costs: Costs
     say: Callable[[str], None]
 
-    def point(self, x: float, case: Case, ours: Ours | None) -> Point:
-        """Measured three times, unless there is nobody to ask."""
-        measured = median(asked(ours, case) for _ in range(3)) if ours else None
+    def nodes(self, count: int, way: Way = LOOPBACK) -> AbstractContextManager[Ours]:
+        return scenes.nodes(self.folder, self.serving, count, way)
+
+    def point(self, x: float, case: Case, ours: Ours) -> Point:
         parts = self.costs.parts(case)
-        found = Point(x, measured, self.costs.rate(case), max(parts, key=parts.__getitem__))
-        self.say(f"{case}: {found.measured or 0:.1f}, predicted {found.predicted:.1f}")
+        found = Point(x, scenes.asked(ours, case), self.costs.rate(case), max(parts, key=parts.__getitem__))
+        self.say(f"{case}: {found.measured:.1f}, predicted {found.predicted:.1f}")
         return found
 
-    @contextmanager
-    def nodes(self, count: int) -> Iterator[Ours]:
-        """Each on a core, round and round."""
-        places = [Place((number % CORES,)) for number in range(count)]
-        with tempfile.TemporaryDirectory(dir=self.folder) as name, running(Path(name), self.serving, places) as ours:
-            yield ours
 
-    @contextmanager
-    def distant(self, way: Way) -> Iterator[Ours]:
-        """Two nodes with `way` between them. Raises NoWireError."""
-        bits_per_s = None if way.bytes_per_s == LOOPBACK.bytes_per_s else way.bytes_per_s * 8
-        with wire.hosts(2, way.delay_s, bits_per_s) as hosts, wire.inside(hosts[0]):
-            places = [Place((number % CORES,), host) for number, host in enumerate(hosts)]
-            with (
-                tempfile.TemporaryDirectory(dir=self.folder) as name,
-                running(Path(name), self.serving, places) as ours,
-            ):
-                yield ours
-
-
-def asked(ours: Ours, case: Case) -> float:
-    """Tokens a second."""
-    if case.prompt_tokens:
-        return ours.prefill(case.prompt_tokens)
-    return ours.decode(case.context, TOKENS, case.streams)
-
-
-def calibrated(growth: Growth) -> Costs:
-    """The model's constants, out of five measurements."""
-    near, far = Case(1, NEAR), Case(1, CONTEXTS[3])
-    with growth.nodes(1) as ours:
-        one, crowd, behind, prefill = (
-            median(asked(ours, case) for _ in range(3))
-            for case in (near, Case(CROWD, NEAR), far, Case(prompt_tokens=PROMPT))
-        )
-    with growth.nodes(2) as ours:
-        two = median(asked(ours, near) for _ in range(3))
-    found = Calibration(NEAR, one, CROWD, crowd, far.context, behind, PROMPT, prefill, two)
-    return found.costs(growth.serving.shape.hidden * _BFLOAT16_BYTES)
-
-
-def measure(work: Path, folder: Path, say: Callable[[str], None], only: Sequence[str] = ()) -> Iterator[Curve]:
-    """The curves, one after the other; `only` those by these names."""
+def measure(work: Path, folder: Path, say: Callable[[str], None], only: Sequence[str]) -> Iterator[Curve]:
+    """The curves by each of these KINDS, one after the other."""
     serving = Serving(
-        SMALL, checkpoint(SMALL, work), "int8", context_tokens=CONTEXTS[-1] + TOKENS, memory_bytes=1 << 30
+        SMALL, checkpoint(SMALL, work), "int8", context_tokens=CONTEXTS[-1] + 2 * scenes.TOKENS, memory_bytes=1 << 30
     )
-    growth = Growth(serving, folder, Costs(0.0, 0.0, 0.0, 0.0, 0.0, 0), say)
-    growth.costs = calibrated(growth)
+    growth = Growth(serving, folder, scenes.calibrated(folder, serving), say)
     say(f"{growth.costs}")
-    kinds: Mapping[str, Callable[[Growth], Iterator[Curve]]] = {
-        "context": _by_context,
-        "streams": _by_streams,
-        "stages": _by_stages,
-        "delay": _by_delay,
-        "bandwidth": _by_bandwidth,
-    }
-    for name in only or kinds:
-        yield from kinds[name](growth)
+    for name in only:
+        yield from KINDS[name](growth)
 
 
 def _by_context(growth: Growth) -> Iterator[Curve]:
@@ -189,7 +131,7 @@ def _by_way(
 ) -> Iterator[Curve]:
     lines: dict[str, list[Point]] = {name: [] for name in cases}
     for x, way in ways.items():
-        with growth.distant(way) as ours:
+        with growth.nodes(2, way) as ours:
             for name, case in cases.items():
                 lines[name].append(growth.point(x, case(way=way), ours))
     yield from (Curve(by, name, tuple(points)) for name, points in lines.items())
@@ -197,3 +139,12 @@ def _by_way(
 
 def _streams(count: int) -> str:
     return f"{count} stream{'s' if count > 1 else ''}"
+
+
+KINDS: Final[Mapping[str, Callable[[Growth], Iterator[Curve]]]] = {
+    "context": _by_context,
+    "streams": _by_streams,
+    "stages": _by_stages,
+    "delay": _by_delay,
+    "bandwidth": _by_bandwidth,
+}

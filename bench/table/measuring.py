@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, Protocol
 
 from bench.table import peer_llama
-from bench.table.cells import FORMATS, Bits, Cell, Setting, Work
-from bench.table.model import Shape
-from bench.table.ours import Place, Serving, running
+from bench.table.cells import Bits, Cell, Setting, Work
+from bench.table.ours import Place, running
 from bench.table.peer_llama import LlamaCpp
+from bench.table.preparing import Bench
 
 CORES: Final[Mapping[Setting, tuple[tuple[int, ...], ...]]] = {"one process": ((),), "two hosts": ((0,), (1,))}
 """Where a setting's nodes run; () is all cores."""
@@ -40,20 +39,6 @@ class Pairs:
     ours: tuple[float, ...]
     theirs: tuple[float, ...]
     arrangement: str
-
-
-@dataclass(frozen=True, slots=True)
-class Bench:
-    """What a run has: where models and folders lie, llama.cpp's programs, which model."""
-
-    shape: Shape
-    checkpoint: Path
-    ggufs: Mapping[Bits, Path]
-    programs: Path
-    folder: Path
-
-    def serving(self, bits: Bits) -> Serving:
-        return Serving(self.shape, self.checkpoint, FORMATS[bits].ours)
 
 
 def measure(bench: Bench, cells: Sequence[Cell], bits: Bits, say: Callable[[str], None]) -> Iterator[Pairs]:
@@ -93,14 +78,14 @@ def _is_compared_alone(cells: Sequence[Cell]) -> bool:
 def _ours(bench: Bench, bits: Bits, setting: Setting) -> Iterator[Measurable]:
     places = [Place(cores) for cores in CORES[setting]]
     threads = 1 if places[0].cores else 2
-    with running(bench.folder / f"ours-{bits}-{len(places)}", bench.serving(bits), places, threads) as ours:
+    with running(bench.folder, bench.serving(bits), places, threads) as ours:
         yield ours
 
 
 @contextmanager
 def _alone(bench: Bench, bits: Bits) -> Iterator[dict[str, Measurable]]:
     place = Place(CORES["two hosts"][0])
-    with running(bench.folder / f"alone-{bits}", bench.serving(bits), [place]) as ours:
+    with running(bench.folder, bench.serving(bits), [place]) as ours:
         yield {"one node of one thread": ours}
 
 
@@ -113,9 +98,9 @@ def _llama(bench: Bench, bits: Bits, setting: Setting) -> Iterator[dict[str, Mea
         yield {"one process": LlamaCpp(programs, model, threads=2)}
         return
     cores, layers = CORES[setting], bench.shape.layers
-    with peer_llama.rpc_servers(programs, cores) as servers:
+    with peer_llama.rpc_servers(programs, [Place(place) for place in cores]) as servers:
         split = ",".join("1" for _ in servers)
         yield {
-            "two RPC servers": LlamaCpp(programs, model, 1, cores[0], servers, layers + 1, split),
-            "itself and an RPC server": LlamaCpp(programs, model, 1, cores[0], servers[1:], layers // 2 + 1),
+            "two RPC servers": LlamaCpp(programs, model, 1, cores[0], tuple(servers), layers + 1, split),
+            "itself and an RPC server": LlamaCpp(programs, model, 1, cores[0], tuple(servers[1:]), layers // 2 + 1),
         }

@@ -6,6 +6,7 @@ A host of one core is a process that is kept on that core, with one thread to co
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -112,6 +113,7 @@ class Serving:
     dtype: str = "bfloat16"
     context_tokens: int = 1024
     memory_bytes: int = 3 << 30
+    device: str = "cpu"
 
     def flags(self) -> tuple[str, ...]:
         return (
@@ -122,13 +124,13 @@ class Serving:
     def memory(self, *, head: bool = False) -> tuple[str, ...]:
         """The head has more, by what embedding and output head take: all then get the same number of layers."""
         ends_bytes = 2 * self.shape.head_weights * _BFLOAT16_BYTES if head else 0
-        return "--device", "cpu", "--memory", str(self.memory_bytes + ends_bytes)
+        return "--device", self.device, "--memory", str(self.memory_bytes + ends_bytes)
 
 
 @contextmanager
 def running(folder: Path, serving: Serving, places: Sequence[Place], threads: int = 1) -> Iterator[Ours]:
     """A node at each of `places`, warmed up. Who asks has to be in the first one's network."""
-    with local_cluster(folder, threads=threads) as cluster:
+    with tempfile.TemporaryDirectory(dir=folder) as name, local_cluster(Path(name), threads=threads) as cluster:
         with on_cores(places[0].cores):
             cluster.start_head(*serving.flags())
         address = places[0].host.address if places[0].host else LOOPBACK

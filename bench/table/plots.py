@@ -36,10 +36,10 @@ def _picture(by: str, curves: Sequence[Curve], folder: Path) -> Path:
     figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
     for number, curve in enumerate(curves):
         colour = f"C{number}"
-        measured = [(point.x, point.measured) for point in curve.points if point.measured]
-        axes.plot(*zip(*measured, strict=True), "o-", color=colour, label=f"{curve.line}, measured")
-        xs, ys = zip(*((point.x, point.predicted) for point in curve.points), strict=True)
-        axes.plot(xs, ys, "--", color=colour, alpha=0.6, label=f"{curve.line}, predicted")
+        xs = [point.x for point in curve.points]
+        measured, predicted = ([point.measured for point in curve.points], [point.predicted for point in curve.points])
+        axes.plot(xs, measured, "o-", color=colour, label=f"{curve.line}, measured")
+        axes.plot(xs, predicted, "--", color=colour, alpha=0.6, label=f"{curve.line}, predicted")
     if by not in LINEAR:
         axes.set_xscale("log", base=2 if by != "bandwidth" else 10)
     axes.set(xlabel=LABELS[by], ylabel="tokens/s", ylim=(0, None), title=f"Speed by {by}")

@@ -4,13 +4,13 @@ writing these files."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-from bench.reports import Measured, Row, table
+from bench.reports import Measured, Row, markdown_table, table
 from bench.table.cells import CELLS, FORMATS, Bits, Cell
 
 COMPARED: Final = ("ours", "theirs")
@@ -85,13 +85,15 @@ class Report:
 
     def _bytes(self) -> str:
         lines = [(f"{record.letter}{record.bits}", record.held(), record.arrangement) for record in self.records]
-        return _markdown([("", "weights held, ours / theirs", "the peer"), *lines])
+        return markdown_table([("", "weights held, ours / theirs", "the peer"), *lines])
 
     def _others(self) -> str:
         if not self.others:
             return ""
         rows = [(other.name, Measured("tokens/s", other.rates).words()) for other in self.others]
-        return "transformers, bfloat16, one process, 2 threads, in the same run:\n\n" + _markdown([("", ""), *rows])
+        return "transformers, bfloat16, one process, 2 threads, in the same run:\n\n" + markdown_table(
+            [("", ""), *rows]
+        )
 
     def to_json(self) -> dict[str, Any]:
         rows = [asdict(record) | record.row().to_json() for record in self.records]
@@ -133,11 +135,6 @@ def write(report: Report, folder: Path) -> str:
     (folder / "table.json").write_text(json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n", "utf-8")
     (folder / "table.md").write_text(text, "utf-8")
     return text
-
-
-def _markdown(lines: Sequence[Sequence[str]]) -> str:
-    head, *rows = lines
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, ("---",) * len(head), *rows))
 
 
 def _gigabytes(count: int) -> str:

@@ -523,6 +523,8 @@ class Spans(Message, frozen=True):
     number: Natural
     spans: Annotated[tuple[Span, ...], msgspec.Meta(max_length=MAX_SPANS)]
     last: bool
+
+
 class LinkSpeed(Message, frozen=True):
     """Data link, receiver to sender: what a second brought, while large payloads came in. Sent when it has changed."""
 

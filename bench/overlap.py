@@ -1,6 +1,6 @@
 """How well the stages of a pipeline overlap: two hosts of one core each, traced while they work.
 
-    python -m bench.overlap [--bits 8] [--small] [--out FOLDER]
+    python -m bench.overlap [--bits 8] [--small] [--parts decode ...] [--out FOLDER]
 
 - *16 streams*: how busy each stage is while all of them decode; drawn, overlap.svg;
 - *64 streams*: what scheduling takes of a step on the head, with short contexts and with long ones;
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
@@ -45,6 +46,7 @@ _BEGIN_S: Final = 150.0
 class Load:
     """So many streams at once, watched for `window_s` once all of them decode."""
 
+    part: str
     name: str
     streams: int
     prompt_tokens: int
@@ -53,11 +55,12 @@ class Load:
 
 
 LOADS: Final = (
-    Load("16 streams", 16, 16, 48, 5.0),
-    Load("64 streams", 64, 16, 24, 5.0),
-    Load("64 streams, 512 tokens of context", 64, 512, 24, 5.0),
+    Load("decode", "16 streams", 16, 16, 48, 5.0),
+    Load("crowd", "64 streams", 64, 16, 24, 5.0),
+    Load("long", "64 streams, 512 tokens of context", 64, 512, 24, 5.0),
 )
 PROMPT_TOKENS: Final = 1024
+PARTS: Final = ("decode", "crowd", "long", "prefill")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +101,9 @@ class Hosts:
         raise TimeoutError("The streams do not all decode.")
 
 
-def busy_row(load: Load, trace: ClusterTrace) -> dict[str, Any]:
+def busy_row(trace: ClusterTrace) -> dict[str, Any]:
     told = activity(trace)
     return {
-        "name": load.name,
         "busy": [round(stage.busy, 3) for stage in told.stages],
         "ends": round(told.stages[0].ends, 3),
         "step_ms": round(told.step_s * 1e3, 2),
@@ -130,38 +132,43 @@ def together(trace: ClusterTrace) -> float:
     return both_s / any_s if any_s else 0.0
 
 
-def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def measure(options: argparse.Namespace, folder: Path, told: dict[str, Any]) -> None:
+    """Adds to `told` what was asked for, as soon as it is known."""
     shape = SMALL if options.small else BIG
-    model, rows, prefills = checkpoint(shape, WORK), [], {}
-    for cores in ((0, 1), (0,)):
+    model = checkpoint(shape, WORK)
+    prefills: dict[int, float] = {}
+    for cores in ((0, 1), (0,)) if "prefill" in options.parts else ((0, 1),):
         with local_cluster(folder / str(len(cores))) as cluster:
-            start(cluster, model, shape, options, cores)
+            start(cluster, model, options, cores)
             hosts = Hosts(cluster, shape)
             if len(cores) > 1:
-                for load in LOADS[: options.loads]:
-                    trace = hosts.watched(load)
-                    rows.append(busy_row(load, trace))
-                    print(json.dumps(rows[-1]), flush=True)
-                    if load is LOADS[0]:
-                        _draw(trace, f"{load.name}, {shape.name}, {options.bits} bits", options.out / "overlap.svg")
-            hosts.prefill(PROMPT_TOKENS // 4)  # warm
-            prefills[len(cores)] = best = min(
-                (hosts.prefill(PROMPT_TOKENS) for _ in range(2)), key=lambda told: told[0]
-            )
-            print(f"prompt of {PROMPT_TOKENS} on {len(cores)} hosts: {best[0]:.2f} s", flush=True)
-    _draw(prefills[2][1], f"a prompt of {PROMPT_TOKENS} tokens", options.out / "overlap-prefill.svg", 64)
-    return {
-        **surroundings(),
-        "model": shape.name,
-        "bits": options.bits,
-        "loads": rows,
-        "prompt": {
-            "tokens": PROMPT_TOKENS,
-            "one_host_s": round(prefills[1][0], 3),
-            "two_hosts_s": round(prefills[2][0], 3),
-            "together": round(together(prefills[2][1]), 3),
-        },
-    }
+                for load in LOADS:
+                    if load.part in options.parts:
+                        told["loads"][load.name] = _watch(hosts, load, options)
+            if "prefill" in options.parts:
+                prefills[len(cores)] = _prefill(hosts, len(cores), options, told)
+    if prefills:
+        told["prompt"] |= {"one_host_s": prefills[1], "two_hosts_s": prefills[2]}
+
+
+def _watch(hosts: Hosts, load: Load, options: argparse.Namespace) -> dict[str, Any]:
+    trace = hosts.watched(load)
+    if load is LOADS[0]:
+        _draw(trace, f"{load.name}, {hosts.shape.name}, {options.bits} bits", options.out / "overlap.svg")
+    row = busy_row(trace) | {"load": round(os.getloadavg()[0], 1)}
+    print(load.name, json.dumps(row), flush=True)
+    return row
+
+
+def _prefill(hosts: Hosts, count: int, options: argparse.Namespace, told: dict[str, Any]) -> float:
+    """Seconds to the first token, the better of two."""
+    hosts.prefill(PROMPT_TOKENS // 4)  # warm
+    seconds, trace = min((hosts.prefill(PROMPT_TOKENS) for _ in range(2)), key=lambda timed: timed[0])
+    print(f"prompt of {PROMPT_TOKENS} on {count} hosts: {seconds:.2f} s", flush=True)
+    if count > 1:
+        told["prompt"] = {"tokens": PROMPT_TOKENS, "together": round(together(trace), 3)}
+        _draw(trace, f"a prompt of {PROMPT_TOKENS} tokens", options.out / "overlap-prefill.svg", 64)
+    return round(seconds, 3)
 
 
 def start(cluster: LocalCluster, model: Path, shape: Shape, options: argparse.Namespace, cores: Sequence[int]) -> None:
@@ -184,49 +191,63 @@ def _draw(trace: ClusterTrace, title: str, path: Path, steps: int = DRAWN_STEPS)
 
 
 def markdown(told: dict[str, Any]) -> str:
-    around = ", ".join(f"{name} {told[name]}" for name in ("date", "cpu", "cores", "load", "model"))
+    around = ", ".join(f"{name} {told[name]}" for name in ("date", "cpu", "cores", "model"))
     lines = [
         "# How well the stages overlap",
         "",
         f"{around}, {told['bits']} bits. Two hosts of one core each; the head's also schedules, samples and serves.",
+        f"Goals: {BUSY_GOAL:.0%} busy at 16 streams, scheduling {SCHEDULING_GOAL:.0%} of a step at 64.",
         "",
-        "| load | layers | busy, stage 0 | of it the model's ends | busy, stage 1 | a step every | scheduling of it |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| streams | layers | busy, stage 0 | the ends | busy, stage 1 | a step every | scheduling | machine's load |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        *(_line(name, row) for name, row in told["loads"].items()),
+        "",
     ]
-    for row in told["loads"]:
-        layers = " + ".join(str(end - start) for start, end in row["layers"])
-        first, second = row["busy"]
-        lines.append(
-            f"| {row['name']} | {layers} | {first:.0%} | {row['ends']:.0%} | {second:.0%} "
-            f"| {row['step_ms']:.1f} ms | {row['scheduling_ms']:.2f} ms, {row['scheduling']:.2%} |"
-        )
-    prompt = told["prompt"]
-    lines += [
-        "",
+    return "\n".join([*lines, *_prompt_lines(told["prompt"]), "![16 streams](overlap.svg)", ""])
+
+
+def _line(name: str, row: dict[str, Any]) -> str:
+    layers = " + ".join(str(end - start) for start, end in row["layers"])
+    first, second = row["busy"]
+    scheduling = f"{row['scheduling_ms']:.2f} ms, {row['scheduling']:.2%}"
+    cells = (
+        name,
+        layers,
+        f"{first:.0%}",
+        f"{row['ends']:.0%}",
+        f"{second:.0%}",
+        f"{row['step_ms']:.1f} ms",
+        scheduling,
+    )
+    return f"| {' | '.join(cells)} | {row['load']} |"
+
+
+def _prompt_lines(prompt: dict[str, Any]) -> list[str]:
+    if "one_host_s" not in prompt:
+        return []
+    words = (
         f"A prompt of {prompt['tokens']} tokens: {prompt['two_hosts_s']:.2f} s to its first token on two hosts, "
-        f"{prompt['one_host_s']:.2f} s on one: {prompt['one_host_s'] / prompt['two_hosts_s']:.2f} times faster. "
-        f"In {prompt['together']:.0%} of the time in which a stage computed, both did.",
-        "",
-        "![16 streams](overlap.svg)",
-        "",
-        "![a prompt](overlap-prefill.svg)",
-        "",
-    ]
-    return "\n".join(lines)
+        f"{prompt['one_host_s']:.2f} s on one: {prompt['one_host_s'] / prompt['two_hosts_s']:.2f} times as fast. "
+        f"In {prompt['together']:.0%} of the time in which a stage computed, both did."
+    )
+    return [words, "", "![a prompt](overlap-prefill.svg)", ""]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bits", type=int, default=8, choices=(4, 8))
     parser.add_argument("--small", action="store_true", help="a model of 60 million weights")
-    parser.add_argument("--memory", default="2GiB", help="of each of the two hosts")
-    parser.add_argument("--loads", type=int, default=len(LOADS), help="how many of them, in order")
+    parser.add_argument("--memory", default="1100MiB", help="of each of the two hosts")
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS, help="the others stay as they were")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
+    file = options.out / "overlap.json"
+    before = json.loads(file.read_text("utf-8")) if file.exists() else {"loads": {}, "prompt": {}}
+    told = {**before, **surroundings(), "model": (SMALL if options.small else BIG).name, "bits": options.bits}
     with tempfile.TemporaryDirectory(prefix="vramancer-bench-") as folder:
-        told = measure(options, Path(folder))
-    (options.out / "overlap.json").write_text(json.dumps(told, indent=2) + "\n", "utf-8")
+        measure(options, Path(folder), told)
+    file.write_text(json.dumps(told, indent=2) + "\n", "utf-8")
     (options.out / "overlap.md").write_text(markdown(told), "utf-8")
     print(markdown(told))
     return 0

@@ -13,13 +13,14 @@ WIDTH: Final = 1200
 _LINE: Final = 44
 _LEFT: Final = 110
 _TOP: Final = 34
+_FONT: Final = 'font-family="sans-serif" font-size="13"'
 
 
 def timeline(trace: ClusterTrace, title: str, began_s: float, ended_s: float) -> str:
     """An SVG of what lies between these times."""
     height = _TOP + _LINE * len(trace.stages) + 40
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" font-size="13">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" {_FONT}>',
         f'<rect width="{WIDTH}" height="{height}" fill="white"/>',
         f'<text x="8" y="20">{escape(title)}</text>',
         *_stages(trace, began_s, ended_s),
@@ -66,5 +67,6 @@ def _box(x: float, y: float, width: float, span: TracedSpan) -> str:
 def _legend(y: int, seconds: float) -> Iterator[str]:
     for number, (name, colour) in enumerate(COLOURS.items()):
         x = _LEFT + number * 110
-        yield f'<rect x="{x}" y="{y - 11}" width="12" height="12" fill="{colour}"/><text x="{x + 17}" y="{y}">{name}</text>'
+        yield f'<rect x="{x}" y="{y - 11}" width="12" height="12" fill="{colour}"/>'
+        yield f'<text x="{x + 17}" y="{y}">{name}</text>'
     yield f'<text x="{WIDTH - 10}" y="{y}" text-anchor="end">{seconds * 1e3:.0f} ms; grey: waiting</text>'

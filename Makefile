@@ -11,6 +11,7 @@ NATIVE_SOURCES := $(wildcard $(NATIVE)/*.cpp $(NATIVE)/*.h)
 .PHONY: setup demo families test properties faults check format model report fuzz quality binary smoke wheel test-wheel clean
 .PHONY: native check-native
 .PHONY: bench-binary bench-bulk bench-context bench-drafting bench-load bench-quant bench-recovery bench-threads
+.PHONY: bench-binary bench-bulk bench-context bench-drafting bench-load bench-overlap bench-quant bench-recovery bench-threads
 
 setup: $(READY)
 
@@ -134,6 +135,10 @@ bench-context: $(READY)
 # Tokens per trip and speed with tokens guessed ahead, against the same answers without; into bench/results/. Minutes.
 bench-drafting: $(READY)
 	@$(BIN)/python -m bench.drafting --processes
+
+# How busy the stages of two hosts are, traced and drawn; what scheduling takes; into bench/results/. Minutes.
+bench-overlap: $(READY)
+	@$(BIN)/python -m bench.overlap
 
 # CPU threads that sleep while they wait, against threads that spin.
 bench-threads: $(READY)

@@ -23,7 +23,7 @@ from vramancer_cli.scheduling.scheduler import Scheduler
 from vramancer_cli.scheduling.step_parts import Emitted, Scheduled, StepMismatchError
 
 STEP_DEADLINE_S: Final = 120.0
-MAX_RUNNING: Final = 16
+MAX_RUNNING: Final = 64
 MAX_WAITING: Final = 128
 """With those that run, fewer than the API takes connections: the next one gets a 429 and not a closed door."""
 MOST_FAILURES: Final = 1

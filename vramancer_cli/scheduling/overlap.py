@@ -14,7 +14,7 @@ from transport.messages import Plan
 
 LEAST_CHUNK: Final = 32
 """A prompt is not cut into smaller chunks than this for the sake of overlap."""
-CPU_OVERHEAD_TOKENS: Final = 10
+CPU_OVERHEAD_TOKENS: Final = 16
 ACCELERATOR_OVERHEAD_TOKENS: Final = 256
 """What a step costs beside its tokens (reading all weights, above all), in tokens, by kind of device. A constant, so
 that the chunks of a prompt, and with them the bits, do not depend on how fast anything was."""

@@ -17,6 +17,7 @@ from transport.contracts import ControlLink
 from transport.errors import LinkClosedError, TransportError
 from transport.identity import ClusterAuthority
 from transport.messages import (
+    AskSpans,
     Assign,
     AssignRefused,
     BadFrames,
@@ -35,6 +36,8 @@ from transport.messages import (
     Renew,
     Renewed,
     Roll,
+    Span,
+    Spans,
     StageFailed,
     StageReady,
     StatusShare,
@@ -43,7 +46,14 @@ from transport.messages import (
 from transport.types import Address, NodeFacts, Versions
 from vramancer_cli.cluster import events
 from vramancer_cli.runtime import members
-from vramancer_cli.runtime.members import FRESH_DEADLINE_S, JOIN_DEADLINE_S, OUTBOX_BOUND, TWIN_DEADLINE_S, Members
+from vramancer_cli.runtime.members import (
+    FRESH_DEADLINE_S,
+    JOIN_DEADLINE_S,
+    OUTBOX_BOUND,
+    SPANS_DEADLINE_S,
+    TWIN_DEADLINE_S,
+    Members,
+)
 from vramancer_cli.runtime.registrar import Registrar
 from vramancer_cli.telemetry.security import Kind
 from vramancer_cli.telemetry.security_log import SecurityLog, read
@@ -495,6 +505,37 @@ def test_refreshing_waits_for_the_figures_of_all_but_not_for_long() -> None:
         started_s = loop.time()
         await asyncio.gather(bench.members.refresh(), pong(links[0], 0.1))
         assert loop.time() - started_s == pytest.approx(FRESH_DEADLINE_S)
+
+    play(scene)
+
+
+def test_spans_are_asked_of_all_and_told_with_how_far_each_clock_is() -> None:
+    async def scene(bench: MembersBench) -> None:
+        quick, silent = [await bench.join(number) for number in (1, 2)]
+        loop, spans = asyncio.get_running_loop(), (Span("embed", 7, 1.0, 2.0),)
+
+        async def tell(link: ControlLink) -> None:
+            ping = await link.receive()
+            assert isinstance(ping, Ping)
+            await link.send(Pong(ping.number, LOAD, loop.time() + 500.0))
+            asked = await link.receive()
+            assert asked == AskSpans(1, 2.5)
+            await link.send(Spans(1, spans, last=False))
+            await link.send(Spans(1, spans, last=True))
+
+        bench.members.ping()
+        telling = asyncio.create_task(tell(quick))
+        await asyncio.sleep(0.1)
+        started_s = loop.time()
+        told = await bench.members.spans(2.5)
+        assert loop.time() - started_s == pytest.approx(SPANS_DEADLINE_S), "the other one never answers"
+        await telling
+        assert told.keys() == {node_id(1)} and told[node_id(1)].spans == 2 * spans
+        clock = told[node_id(1)].clock
+        assert clock is not None and clock.offset_s == pytest.approx(500.0, abs=clock.error_s)
+        assert 0.005 < clock.error_s < 0.05
+        bench.members.lose(node_id(2), "unplugged")
+        del silent
 
     play(scene)
 

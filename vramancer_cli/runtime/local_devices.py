@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
-from transport.messages import DeviceLoad, NodeLoad
+from transport.messages import DeviceLoad, LinkLoad, NodeLoad
 from vramancer_cli.errors import VramancerError
 from vramancer_cli.runtime.contracts import DeviceExecutor, Engine
 
@@ -34,10 +34,10 @@ class Leg:
     work: Callable[[Any], Any]
 
 
-def node_load(devices: Sequence[LocalDevice], steps: int) -> NodeLoad:
+def node_load(devices: Sequence[LocalDevice], steps: int, links: tuple[LinkLoad, ...] = ()) -> NodeLoad:
     """The devices' figures now."""
     loads = (DeviceLoad(device.engine.used_bytes, device.engine.layer_tokens) for device in devices)
-    return NodeLoad(tuple(loads), steps)
+    return NodeLoad(tuple(loads), steps, links)
 
 
 def along(legs: Sequence[Leg], value: Any, done: Done) -> None:

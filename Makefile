@@ -10,8 +10,8 @@ NATIVE_SOURCES := $(wildcard $(NATIVE)/*.cpp $(NATIVE)/*.h)
 
 .PHONY: setup demo families test properties faults check format model report fuzz quality binary smoke wheel test-wheel clean
 .PHONY: native check-native
-.PHONY: bench-binary bench-bulk bench-context bench-drafting bench-load bench-quant bench-recovery bench-threads
-.PHONY: bench-binary bench-bulk bench-context bench-drafting bench-load bench-overlap bench-quant bench-recovery bench-threads
+.PHONY: bench-binary bench-bulk bench-context bench-drafting bench-link bench-load bench-overlap bench-quant bench-recovery
+.PHONY: bench-threads
 
 setup: $(READY)
 
@@ -124,6 +124,10 @@ bench-binary: $(READY)
 # What a transfer of weights costs a sequence that runs meanwhile, and the peak memory of loading.
 bench-bulk: $(READY)
 	@$(BIN)/python -m bench.bulk
+
+# The data link against bare TLS sockets, and chunks of prompts over slow links; into bench/results/.
+bench-link: $(READY)
+	@$(BIN)/python -m bench.link
 
 bench-load: $(READY)
 	@$(BIN)/python -m bench.load_memory

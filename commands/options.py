@@ -26,6 +26,7 @@ from vramancer_cli.settings import (
     API_PORT,
     LOOPBACK,
     NODE_PORT,
+    Activations,
     Dtype,
     KvCache,
     NodeSettings,
@@ -151,6 +152,10 @@ class NodeFlags:
     prefer: Annotated[
         Prefer, setting("--prefer", "speed: only nodes that make a token faster; room: all.", metavar="WHAT")
     ] = "speed"
+    activations: Annotated[
+        Activations,
+        setting("--activations", "On links: plain, int8, int4 or auto (int8 on slow ones).", metavar="FORMAT"),
+    ] = "auto"
     context: Annotated[
         int | None,
         setting(
@@ -245,6 +250,7 @@ def node_settings(
         quantize=flags.quantize,
         kv_cache=flags.kv_cache,
         prefer=flags.prefer,
+        activations=flags.activations,
         prefix_cache=not flags.no_prefix_cache,
         draft=flags.draft,
     )

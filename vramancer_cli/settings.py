@@ -27,6 +27,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantize = Literal["auto", "none", "int8", "int4", "int4-64", "int4-128"]
 KvCache = Literal["plain", "int8"]
 Prefer = Literal["speed", "room"]
+Activations = Literal["auto", "plain", "int8", "int4"]
 Role = Literal["head", "worker"]
 
 _UNIT_BYTES: Final = {
@@ -77,6 +78,7 @@ class NodeSettings:
     quantize: Quantize = "auto"
     kv_cache: KvCache = "plain"
     prefer: Prefer = "speed"
+    activations: Activations = "auto"
     prefix_cache: bool = True
     draft: int | None = None
 

@@ -12,7 +12,7 @@ from rich.cells import cell_len
 from commands.board import Board
 from commands.node_details import NodeDetails
 from tests.helpers.boards import ATTIC, CLUSTER, DESK, GIB, KITCHEN, SPARE, drawn
-from vramancer_cli.cluster.status import ClusterStatus, DeviceStatus, NodeStatus
+from vramancer_cli.cluster.status import ClusterStatus, DeviceStatus, LinkStatus, NodeStatus
 
 ESCAPE = "\x1b"
 BAR = re.compile(r"^ ([█▒▓░]{20,}) *$")
@@ -54,6 +54,12 @@ def test_what_one_answer_should_get_stands_beside_what_it_got() -> None:
     assert "tokens/s: 24.0 predicted" in "\n".join(drawn(Board(predicted), 80))
     both = replace(predicted, measured_tokens_per_s=21.96)
     assert "24.0 predicted, 22.0 measured" in "\n".join(drawn(Board(both), 80))
+
+
+def test_a_link_is_told_of_once_its_speed_is_known() -> None:
+    links = (LinkStatus("desk", "attic", 12_250_000, "int8"), LinkStatus("attic", "desk", 0, "plain"))
+    lines = [line for line in drawn(Board(replace(CLUSTER, links=links)), 80) if "activations" in line]
+    assert [line.strip(" ·") for line in lines] == ["desk to attic: 98 Mbit/s, activations int8"]
 
 
 @pytest.mark.parametrize("width", [80, 120])

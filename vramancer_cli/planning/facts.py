@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from transport.types import CacheFormat, DeviceFacts, DeviceSpeed, NodeId, WeightFormat
+from transport.types import ActivationChoice, CacheFormat, DeviceFacts, DeviceSpeed, NodeId, WeightFormat
 
 Preference = Literal["speed", "room"]
 
@@ -55,3 +55,4 @@ class PlanSettings:
     quantize: WeightFormat = "none"
     kv_cache: CacheFormat = "plain"
     prefer: Preference = "speed"
+    activations: ActivationChoice = "auto"

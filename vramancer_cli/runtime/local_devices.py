@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
 
-from transport.messages import DeviceLoad, NodeLoad, SpanKind
+from transport.messages import DeviceLoad, LinkLoad, NodeLoad, SpanKind
 from transport.types import DeviceSpeed
 from vramancer_cli.errors import VramancerError
 from vramancer_cli.runtime.contracts import DeviceExecutor, Engine
@@ -45,9 +45,9 @@ class Leg:
     stage: int
 
 
-def node_load(devices: Sequence[LocalDevice], steps: int) -> NodeLoad:
+def node_load(devices: Sequence[LocalDevice], steps: int, links: tuple[LinkLoad, ...] = ()) -> NodeLoad:
     """The devices' figures now."""
-    return NodeLoad(tuple(_load(device.engine) for device in devices), steps)
+    return NodeLoad(tuple(_load(device.engine) for device in devices), steps, links)
 
 
 def _load(engine: Engine) -> DeviceLoad:

@@ -448,6 +448,10 @@ class NotServed(Message, frozen=True):
     reason: str
 
 
+MAX_AHEAD: Final = 256
+"""As many ranges of layers may be fetched ahead of time."""
+
+
 class FetchProgress(Message, frozen=True):
     """Worker to head: it lacks weights of its stage, and has fetched so many of their bytes."""
 
@@ -466,6 +470,26 @@ class Leaving(Message, frozen=True):
     optional: ClassVar[bool] = True
 
 
+class FetchLayersAhead(Message, frozen=True):
+    """Head to worker: in idle time, fetch the weights of these layers of `plan`, which it would get if another node
+    were lost. Replaces what was asked before; what comes in any other message goes first. An older worker skips it."""
+
+    type_id: ClassVar[int] = 41
+    optional: ClassVar[bool] = True
+    plan: Plan
+    layers: Annotated[tuple[LayerRange, ...], msgspec.Meta(max_length=MAX_AHEAD)]
+
+
+class AheadProgress(Message, frozen=True):
+    """Worker to head: so many bytes of the layers that it was told to fetch ahead of time are on its disk."""
+
+    type_id: ClassVar[int] = 42
+    optional: ClassVar[bool] = True
+    epoch: Natural
+    there_bytes: Natural
+    total_bytes: Natural
+
+
 CARRIERS: Final = frozenset({Activation.type_id, Piece.type_id})
 """The messages that may come with a payload."""
 
@@ -474,7 +498,8 @@ MESSAGES: Final[dict[int, type[Message]]] = {
     for message in (
         Hello, Goodbye, Join, Welcome, Refused, Ping, Pong, Assign, LoadProgress, StageReady, AssignRefused,
         Release, StageFailed, Activation, StatusShare, Roll, Removed, Renew, Renewed, AskModel, ModelFiles, AskPiece,
-        Piece, NotServed, FetchProgress, Leaving,
+        Piece, NotServed, FetchProgress, Leaving, FetchLayersAhead,
+        AheadProgress,
     )
 }  # fmt: skip
 """Every message by its frame type."""

@@ -10,12 +10,14 @@ from transport.codec import encode
 from transport.contracts import TensorBuffer
 from transport.messages import (
     Activation,
+    AheadProgress,
     AskModel,
     AskPiece,
     Assign,
     AssignRefused,
     BlockCopy,
     DeviceLoad,
+    FetchLayersAhead,
     FetchProgress,
     Goodbye,
     Hello,
@@ -148,4 +150,6 @@ SAMPLES: Final[tuple[Sample, ...]] = (
     Sample(NotServed("The master serves another model.")),
     Sample(FetchProgress(3, 1 << 20, 5 << 20)),
     Sample(Leaving()),
+    Sample(FetchLayersAhead(PLAN, (LayerRange(0, 1), LayerRange(3, 4)))),
+    Sample(AheadProgress(3, 1 << 20, 5 << 20)),
 )

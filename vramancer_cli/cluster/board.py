@@ -162,6 +162,8 @@ def _node_status(state: State, node: NodeId, now: float) -> NodeStatus:
         fetched_bytes=record.stage.fetched_bytes if record.stage is not None else 0,
         fetch_bytes=record.stage.fetch_bytes if record.stage is not None else 0,
         devices=devices,
+        ahead_bytes=record.ahead_bytes[0],
+        ahead_total_bytes=record.ahead_bytes[1],
     )
 
 

@@ -63,6 +63,7 @@ class NodeRecord:
     `may_hold`: it has joined, and nobody has told it yet to hold or to unload anything. `draining`: it is to hold
     nothing, until it joins again. `best_round_trip_s`: the least lately, which is the network's share of it;
     `load_bytes_per_s`: how fast it loaded its last stage of which it held nothing before (both 0: not measured yet).
+    `ahead_bytes`: of the layers that it would get if another were lost, on its disk by now, and in all.
     """
 
     facts: NodeFacts
@@ -80,6 +81,7 @@ class NodeRecord:
     draining: bool = False
     best_round_trip_s: float = 0.0
     load_bytes_per_s: float = 0.0
+    ahead_bytes: tuple[int, int] = (0, 0)
 
     @property
     def resting(self) -> bool:

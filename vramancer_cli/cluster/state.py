@@ -118,6 +118,8 @@ def apply(state: State, event: events.Event) -> State:
             return _stage_progressed(state, event)
         case events.StageRefused():
             return _refused(state, event)
+        case events.WeightsAhead():
+            return _ahead(state, event)
         case events.Released():
             return _released(state, event.node, event.epoch)
         case events.ServingStarted():
@@ -336,6 +338,14 @@ def _refused(state: State, event: events.StageRefused) -> State:
     stage = None if record.stage is None else replace(record.stage, status="refused")
     state = _with(state, replace(record, limits=limits, stage=stage, note=event.reason))
     return _break(state, PlanBreak(f"'{record.facts.name}' refused its layers: {event.reason}", event.node))
+
+
+def _ahead(state: State, event: events.WeightsAhead) -> State:
+    record = state.nodes.get(event.node)
+    if record is None or not record.alive:
+        return state
+    there_bytes = min(event.there_bytes, event.total_bytes)
+    return _with(state, replace(record, ahead_bytes=(there_bytes, event.total_bytes)))
 
 
 def _lowered(limit_bytes: int, planned_bytes: int, needed_bytes: int, present_bytes: int) -> int:

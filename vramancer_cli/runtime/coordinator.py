@@ -20,9 +20,10 @@ from vramancer_cli.cluster.board import service_state
 from vramancer_cli.cluster.state import State, apply, in_plan
 from vramancer_cli.errors import DoesNotFitError, NodeLostError, NotReadyError, UsageError
 from vramancer_cli.models.facts import ModelFacts
-from vramancer_cli.planning.facts import PlanSettings
+from vramancer_cli.planning.facts import DeviceCapacity, PlanSettings
 from vramancer_cli.planning.placement import place
 from vramancer_cli.runtime import data_links
+from vramancer_cli.runtime.ahead import Ahead
 from vramancer_cli.runtime.generation import Generation
 from vramancer_cli.runtime.head_parts import HeadParts
 from vramancer_cli.runtime.local_devices import LocalDevice, node_load
@@ -36,7 +37,7 @@ LOOKS_PER_BEAT = 10
 DRAIN_S = 600.0
 """What handing a node's layers over may take: another one may have to fetch and load them."""
 
-_QUIET = (events.NodeHeard, events.StageFetching, events.StageLoading)
+_QUIET = (events.NodeHeard, events.StageFetching, events.StageLoading, events.WeightsAhead)
 """Events that never call for an action."""
 
 
@@ -67,6 +68,7 @@ class Coordinator:
         self._news = asyncio.Event()  # of the next change
         self._registrar = registrar or Registrar()
         self._members = Members(facts, cluster, self._note, self._registrar, self._leaves)
+        self._ahead = Ahead(self._replanned, self._members.send)
         self._parts = HeadParts(facts.node_id, folder, devices, self._note)
         self._pipeline: Pipeline | None = None
         self._network: Network | None = None
@@ -114,6 +116,7 @@ class Coordinator:
             await asyncio.sleep(HEARTBEAT_S)
             self._hear_self()
             self._members.share(self._share_status())
+            self._ahead.tell(self.state)
 
     async def _watch(self) -> None:
         """More often than hearts beat: who falls silent is missed within 3 s, not in the next beat after them."""
@@ -265,6 +268,13 @@ class Coordinator:
         """Raises DoesNotFitError."""
         assert self.state.model is not None
         return place(self.state.model, action.devices, self._facts.node_id, self._settings, action.epoch)
+
+    def _replanned(self, devices: Sequence[DeviceCapacity]) -> Plan | None:
+        """What would be planned with these devices; None where they do not hold the model."""
+        try:
+            return self._placed(reconcile.MakePlan(self.state.epoch + 1, tuple(devices)))
+        except DoesNotFitError:
+            return None
 
     def _assign(self, action: reconcile.Assign) -> None:
         plan, node = action.plan, action.node

@@ -16,6 +16,7 @@ import msgspec
 from transport.contracts import ControlLink, Outcome
 from transport.errors import LinkClosedError, RemoteProtocolError, TransportError
 from transport.messages import (
+    AheadProgress,
     Assign,
     AssignRefused,
     FetchProgress,
@@ -224,6 +225,8 @@ class Members:
                 self._note(events.StageRefused(node, *refused, message.position))
             case StageFailed():
                 self._stage_failed(node, member, message)
+            case AheadProgress():
+                self._note(events.WeightsAhead(node, message.epoch, message.there_bytes, message.total_bytes))
             case Leaving():
                 self._log.info("node wants to leave", name=member.name)
                 self._leaves(node)
@@ -290,6 +293,10 @@ class Members:
 
     def release(self, node: NodeId, epoch: int) -> None:
         self._tell(node, Release(epoch), None)
+
+    def send(self, node: NodeId, message: Message) -> None:
+        """What changes nothing of what the node holds."""
+        self._send(node, message)
 
     def share(self, status: bytes) -> None:
         for node in list(self._members):

@@ -6,7 +6,6 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-import httpx
 import openai
 import pytest
 from aiohttp import ClientSession, ClientTimeout
@@ -144,7 +143,7 @@ async def test_a_server_that_ends_cuts_a_kept_answer_honestly(deployment: Script
             stream = aiter(await api.chat.completions.create(**ASK, stream=True, max_tokens=200))
             await anext(stream)
             closing = asyncio.create_task(server.close())
-            with pytest.raises((openai.APIError, httpx.HTTPError)):  # and no clean end
+            with pytest.raises(openai.APIError):  # and no clean end
                 _ = [chunk async for chunk in stream]
             await closing
     assert deployment.aborted.is_set()

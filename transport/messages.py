@@ -181,13 +181,15 @@ class DeviceLoad(msgspec.Struct, frozen=True, omit_defaults=True):
     """A device's own figures. `layer_tokens` counts executed (layer, token) pairs since start.
 
     `layer_s`: what a layer of its stage took lately in a step of a few tokens; `layer_token_s`: what a layer and token
-    took in a step of many. 0: nothing was timed yet.
+    took in a step of many. 0: nothing was timed yet. `holdable_bytes`: what the node can hold there now, with what it
+    does hold: its limit, less where other programs have taken the memory, 0 where the device has gone; None: unknown.
     """
 
     memory_used_bytes: Natural
     layer_tokens: Natural
     layer_s: Seconds = 0.0
     layer_token_s: Seconds = 0.0
+    holdable_bytes: Natural | None = None
 
 
 class NodeLoad(msgspec.Struct, frozen=True):

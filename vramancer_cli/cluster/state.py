@@ -15,6 +15,7 @@ from transport.types import NodeId
 from vramancer_cli.cluster import events
 from vramancer_cli.cluster.capacity import load_bytes_per_s, present
 from vramancer_cli.cluster.records import Candidate, Failure, Interruption, NodeRecord, PlanBreak, StageRecord, Trouble
+from vramancer_cli.cluster.shrink import SHARE, shrunk
 from vramancer_cli.models.facts import ModelFacts
 from vramancer_cli.planning.facts import Place, PlanSettings
 from vramancer_cli.planning.plan import held_bytes, same_deployment, weights_bytes, with_reasons
@@ -167,7 +168,8 @@ def _heard(state: State, event: events.NodeHeard) -> State:
     round_trip_s = record.round_trip_s if event.round_trip_s is None else event.round_trip_s
     last_heard = max(record.last_heard, event.at)
     heard = replace(record, load=event.load, round_trip_s=round_trip_s, last_heard=last_heard)
-    return _with(state, replace(heard, best_round_trip_s=_best(record.best_round_trip_s, event.round_trip_s)))
+    heard = replace(heard, best_round_trip_s=_best(record.best_round_trip_s, event.round_trip_s))
+    return _with(state, shrunk(heard, event.load, event.at))
 
 
 def _best(best_s: float, round_trip_s: float | None) -> float:
@@ -230,8 +232,8 @@ def _planned(state: State, event: events.Planned) -> State:
 
 
 def _is_optional(state: State, plan: Plan) -> bool:
-    """Whether the plan could go on as it is: it serves, and none of its nodes is to hand its layers over."""
-    serves = state.serving_epoch == plan.epoch
+    """Whether the plan could go on as it is: it serves, and none of its nodes is to hand layers over."""
+    serves = state.serving_epoch == plan.epoch and not overfull(state)
     return serves and not any(state.nodes[node].draining for node, _ in held_bytes(plan))
 
 
@@ -277,6 +279,13 @@ def _break(state: State, cause: PlanBreak) -> State:
     if waiting is not None and waiting.node is None:
         waiting = Interruption(waiting.since, cause.reason, cause.node)
     return replace(state, broken=state.broken or cause, considered=None, interruption=waiting)
+
+
+def overfull(state: State) -> bool:
+    """Whether a device holds more of the active plan than its node can hold there now."""
+    held = held_bytes(state.active_plan) if state.active_plan is not None else {}
+    limits = {(node, at): limit for node, record in state.nodes.items() for at, limit in enumerate(record.limits)}
+    return any(size_bytes > limits.get(place, 0) * (1 + SHARE) for place, size_bytes in held.items())
 
 
 def in_plan(state: State, node: NodeId) -> bool:
@@ -336,7 +345,7 @@ def _refused(state: State, event: events.StageRefused) -> State:
     limit_bytes = _lowered(record.limits[position], planned_bytes, event.needed_bytes, event.present_bytes)
     limits = (*record.limits[:position], limit_bytes, *record.limits[position + 1 :])
     stage = None if record.stage is None else replace(record.stage, status="refused")
-    state = _with(state, replace(record, limits=limits, stage=stage, note=event.reason))
+    state = _with(state, replace(record, limits=limits, usual_limits=(), stage=stage, note=event.reason))
     return _break(state, PlanBreak(f"'{record.facts.name}' refused its layers: {event.reason}", event.node))
 
 

@@ -38,7 +38,7 @@ DRAIN_S = 600.0
 """What handing a node's layers over may take: another one may have to fetch and load them."""
 
 _QUIET = (events.NodeHeard, events.StageFetching, events.StageLoading, events.WeightsAhead)
-"""Events that never call for an action."""
+"""Events that mostly call for no action."""
 
 
 class Coordinator:
@@ -223,11 +223,11 @@ class Coordinator:
         self._note(events.BusyChanged(generation.running, generation.waiting, generation.running_tokens))
 
     def _note(self, event: events.Event) -> None:
-        was_sound = self.state.broken is None
+        was_sound, before = self.state.broken is None, self.state
         self.state = apply(self.state, event)
         if was_sound and self.state.broken is not None:
             self._members.plan_ended()
-        if not isinstance(event, _QUIET):
+        if not isinstance(event, _QUIET) or _changes_room(before, self.state, event):
             self._changed.set()
             news, self._news = self._news, asyncio.Event()
             news.set()
@@ -392,3 +392,11 @@ class Coordinator:
         """Something failed on the head itself: stop honestly, then plan again."""
         self._log.error("generation stopped", exc_info=error)
         self._note(events.ServingBroke(plan.epoch, str(error)))
+
+
+def _changes_room(before: State, after: State, event: events.Event) -> bool:
+    """Whether a heartbeat says for long enough that a node can hold something else than before."""
+    if not isinstance(event, events.NodeHeard):
+        return False
+    then, now = before.nodes.get(event.node), after.nodes.get(event.node)
+    return then is not None and now is not None and then.limits != now.limits

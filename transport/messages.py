@@ -185,13 +185,15 @@ class DeviceLoad(msgspec.Struct, frozen=True, omit_defaults=True):
     """A device's own figures. `layer_tokens` counts executed (layer, token) pairs since start.
 
     `layer_s`: what a layer of its stage took lately in a step of a few tokens; `layer_token_s`: what a layer and token
-    took in a step of many. 0: nothing was timed yet.
+    took in a step of many. 0: nothing was timed yet. `holdable_bytes`: what the node can hold there now, with what it
+    does hold: its limit, less where other programs have taken the memory, 0 where the device has gone; None: unknown.
     """
 
     memory_used_bytes: Natural
     layer_tokens: Natural
     layer_s: Seconds = 0.0
     layer_token_s: Seconds = 0.0
+    holdable_bytes: Natural | None = None
 
 
 MAX_LINKS: Final = 256
@@ -508,6 +510,10 @@ class NotServed(Message, frozen=True):
     reason: str
 
 
+MAX_AHEAD: Final = 256
+"""As many ranges of layers may be fetched ahead of time."""
+
+
 class FetchProgress(Message, frozen=True):
     """Worker to head: it lacks weights of its stage, and has fetched so many of their bytes."""
 
@@ -557,6 +563,26 @@ class LinkSpeed(Message, frozen=True):
     bytes_per_s: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
 
 
+class FetchLayersAhead(Message, frozen=True):
+    """Head to worker: in idle time, fetch the weights of these layers of `plan`, which it would get if another node
+    were lost. Replaces what was asked before; what comes in any other message goes first. An older worker skips it."""
+
+    type_id: ClassVar[int] = 41
+    optional: ClassVar[bool] = True
+    plan: Plan
+    layers: Annotated[tuple[LayerRange, ...], msgspec.Meta(max_length=MAX_AHEAD)]
+
+
+class AheadProgress(Message, frozen=True):
+    """Worker to head: so many bytes of the layers that it was told to fetch ahead of time are on its disk."""
+
+    type_id: ClassVar[int] = 42
+    optional: ClassVar[bool] = True
+    epoch: Natural
+    there_bytes: Natural
+    total_bytes: Natural
+
+
 CARRIERS: Final = frozenset({Activation.type_id, Piece.type_id})
 """The messages that may come with a payload."""
 
@@ -565,7 +591,8 @@ MESSAGES: Final[dict[int, type[Message]]] = {
     for message in (
         Hello, Goodbye, Join, Welcome, Refused, Ping, Pong, Assign, LoadProgress, StageReady, AssignRefused,
         Release, StageFailed, Activation, StatusShare, Roll, Removed, Renew, Renewed, AskModel, ModelFiles, AskPiece,
-        Piece, NotServed, FetchProgress, Leaving, AskSpans, Spans, LinkSpeed, BadFrames,
+        Piece, NotServed, FetchProgress, Leaving, AskSpans, Spans, LinkSpeed, BadFrames, FetchLayersAhead,
+        AheadProgress,
     )
 }  # fmt: skip
 """Every message by its frame type."""

@@ -299,9 +299,10 @@ class _Inbox:
         self.coordinator.activity()
 
     def is_busy(self) -> bool:
-        """Whether sequences run, or are about to; from any thread."""
+        """Whether sequences run, or are about to; from any thread. Those that wait for a plan to be loaded wait for
+        these very bytes."""
         state = self.coordinator.state
-        return state.running + state.waiting > 0
+        return state.serving_epoch is not None and state.running + state.waiting > 0
 
     def on_frame(self, sender: NodeId, received: Received) -> None:
         self.coordinator.on_frame(sender, received)

@@ -170,6 +170,7 @@ class ArithmeticEngine:
         self.layers_loaded = 0
         self.layer_s = self.layer_token_s = 0.0
         self.speed: DeviceSpeed | None = None
+        self.holdable_bytes = limit_bytes
 
     def device_facts(self) -> DeviceFacts:
         return DeviceFacts("cpu", self.index, "arithmetic", self.limit_bytes, self.limit_bytes)

@@ -10,6 +10,7 @@ from transport.codec import encode
 from transport.contracts import TensorBuffer
 from transport.messages import (
     Activation,
+    AheadProgress,
     AskModel,
     AskPiece,
     AskSpans,
@@ -18,6 +19,7 @@ from transport.messages import (
     BadFrames,
     BlockCopy,
     DeviceLoad,
+    FetchLayersAhead,
     FetchProgress,
     Goodbye,
     Hello,
@@ -157,4 +159,6 @@ SAMPLES: Final[tuple[Sample, ...]] = (
     Sample(Spans(4, (Span("compute", 7, 1.25, 1.5, 1, 2, 3, 40, 38), Span("send", 7, 1.5, 1.75)), True)),
     Sample(LinkSpeed(125_000_000)),
     Sample(BadFrames(3, OAK, "A frame header arrived damaged.")),
+    Sample(FetchLayersAhead(PLAN, (LayerRange(0, 1), LayerRange(3, 4)))),
+    Sample(AheadProgress(3, 1 << 20, 5 << 20)),
 )

@@ -22,6 +22,7 @@ from vramancer_cli.cluster.status import (
     NodeStatus,
     ServiceState,
 )
+from vramancer_cli.planning.explain import format_bytes
 from vramancer_cli.planning.speed import predicted_token_s
 
 
@@ -180,6 +181,8 @@ def _node_status(state: State, node: NodeId, now: float) -> NodeStatus:
         fetched_bytes=record.stage.fetched_bytes if record.stage is not None else 0,
         fetch_bytes=record.stage.fetch_bytes if record.stage is not None else 0,
         devices=devices,
+        ahead_bytes=record.ahead_bytes[0],
+        ahead_total_bytes=record.ahead_bytes[1],
     )
 
 
@@ -237,6 +240,9 @@ def _why(state: State, node: NodeId, now: float) -> str:
     if record.trouble.resting_until is not None:
         left_min = math.ceil(max(0.0, record.trouble.resting_until - now) / 60)
         return f"not used for another {left_min} min: {_failures(record)}"
+    if record.usual_limits:
+        now, usual = (format_bytes(sum(limits)) for limits in (record.limits, record.usual_limits))
+        return f"can hold {now} of its {usual} now: other programs have taken the rest, or a device is gone"
     if plan is not None and node in plan.reasons:
         refused = f"; it refused before: {record.note}" if record.note else ""
         return plan.reasons[node] + refused

@@ -156,6 +156,16 @@ class StageRefused:
 
 
 @dataclass(frozen=True, slots=True)
+class WeightsAhead:
+    """A node has so many bytes on its disk of layers that it would get if another one were lost."""
+
+    node: NodeId
+    epoch: int
+    there_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Released:
     """A node was told to unload `epoch` and everything before."""
 
@@ -222,6 +232,7 @@ Event = (
     | StageLoading
     | StageBecameReady
     | StageRefused
+    | WeightsAhead
     | Released
     | ServingStarted
     | ServingBroke

@@ -16,7 +16,7 @@ from transport.types import NodeId
 from vramancer_cli.cluster.capacity import capacities, present
 from vramancer_cli.cluster.events import NodeDraining
 from vramancer_cli.cluster.records import BreakKind, Candidate
-from vramancer_cli.cluster.state import State, apply, candidates, considering, in_plan, prefers_speed
+from vramancer_cli.cluster.state import State, apply, candidates, considering, in_plan, overfull, prefers_speed
 from vramancer_cli.planning.facts import DeviceCapacity
 from vramancer_cli.planning.worth import has_drifted
 
@@ -127,6 +127,8 @@ def planning_due_at(state: State) -> float | None:
     if state.active_plan is None or state.broken is not None:
         return state.last_join_at + SETTLE_S if now_there != state.considered else None
     if any(record.draining and in_plan(state, node) for node, record in state.nodes.items()):
+        return 0.0
+    if now_there != state.considered and overfull(state):
         return 0.0
     due = (_newcomers_due_at(state, now_there), _drift_due_at(state))
     return min((at for at in due if at is not None), default=None)

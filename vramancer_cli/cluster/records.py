@@ -73,8 +73,10 @@ class NodeRecord:
 
     `may_hold`: it has joined, and nobody has told it yet to hold or to unload anything. `draining`: it is to hold
     nothing, until it joins again. `quarantine`: joining again does not end it, time does. `best_round_trip_s`: the
-    least lately, which is the network's share of it; `load_bytes_per_s`: how fast it loaded its last stage of which it held
-    nothing before (both 0: not measured yet).
+    least lately, which is the network's share of it; `load_bytes_per_s`: how fast it loaded its last stage of which it
+    held nothing before (both 0: not measured yet). `usual_limits`: what `limits` were before other programs took
+    memory, if they did; `differs_since`: what the node says that it can hold is something else (see `shrink`).
+    `ahead_bytes`: of the layers that it would get if another were lost, on its disk by now, and in all.
     """
 
     facts: NodeFacts
@@ -93,6 +95,9 @@ class NodeRecord:
     draining: bool = False
     best_round_trip_s: float = 0.0
     load_bytes_per_s: float = 0.0
+    ahead_bytes: tuple[int, int] = (0, 0)
+    usual_limits: tuple[int, ...] = ()
+    differs_since: float | None = None
 
     @property
     def resting(self) -> bool:

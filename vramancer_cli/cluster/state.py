@@ -26,6 +26,7 @@ from vramancer_cli.cluster.records import (
     StageRecord,
     Trouble,
 )
+from vramancer_cli.cluster.shrink import SHARE, shrunk
 from vramancer_cli.models.facts import ModelFacts
 from vramancer_cli.planning.facts import Place, PlanSettings
 from vramancer_cli.planning.plan import held_bytes, same_deployment, weights_bytes, with_reasons
@@ -134,6 +135,8 @@ def apply(state: State, event: events.Event) -> State:
             return _stage_progressed(state, event)
         case events.StageRefused():
             return _refused(state, event)
+        case events.WeightsAhead():
+            return _ahead(state, event)
         case events.Released():
             return _released(state, event.node, event.epoch)
         case events.ServingStarted():
@@ -182,7 +185,8 @@ def _heard(state: State, event: events.NodeHeard) -> State:
     round_trip_s = record.round_trip_s if event.round_trip_s is None else event.round_trip_s
     last_heard = max(record.last_heard, event.at)
     heard = replace(record, load=event.load, round_trip_s=round_trip_s, last_heard=last_heard)
-    return _with(state, replace(heard, best_round_trip_s=_best(record.best_round_trip_s, event.round_trip_s)))
+    heard = replace(heard, best_round_trip_s=_best(record.best_round_trip_s, event.round_trip_s))
+    return _with(state, shrunk(heard, event.load, event.at))
 
 
 def _best(best_s: float, round_trip_s: float | None) -> float:
@@ -261,8 +265,8 @@ def _planned(state: State, event: events.Planned) -> State:
 
 
 def _is_optional(state: State, plan: Plan) -> bool:
-    """Whether the plan could go on as it is: it serves, and none of its nodes is to hand its layers over."""
-    serves = state.serving_epoch == plan.epoch
+    """Whether the plan could go on as it is: it serves, and none of its nodes is to hand layers over."""
+    serves = state.serving_epoch == plan.epoch and not overfull(state)
     return serves and not any(state.nodes[node].draining for node, _ in held_bytes(plan))
 
 
@@ -314,6 +318,13 @@ def feeds(state: State, sender: NodeId, node: NodeId) -> bool:
     """Whether the active plan has `sender` hand activations to `node`."""
     stages = state.active_plan.stages if state.active_plan is not None else ()
     return any((before.node, after.node) == (sender, node) for before, after in pairwise(stages))
+
+
+def overfull(state: State) -> bool:
+    """Whether a device holds more of the active plan than its node can hold there now."""
+    held = held_bytes(state.active_plan) if state.active_plan is not None else {}
+    limits = {(node, at): limit for node, record in state.nodes.items() for at, limit in enumerate(record.limits)}
+    return any(size_bytes > limits.get(place, 0) * (1 + SHARE) for place, size_bytes in held.items())
 
 
 def in_plan(state: State, node: NodeId) -> bool:
@@ -373,8 +384,16 @@ def _refused(state: State, event: events.StageRefused) -> State:
     limit_bytes = _lowered(record.limits[position], planned_bytes, event.needed_bytes, event.present_bytes)
     limits = (*record.limits[:position], limit_bytes, *record.limits[position + 1 :])
     stage = None if record.stage is None else replace(record.stage, status="refused")
-    state = _with(state, replace(record, limits=limits, stage=stage, note=event.reason))
+    state = _with(state, replace(record, limits=limits, usual_limits=(), stage=stage, note=event.reason))
     return _break(state, PlanBreak(f"'{record.facts.name}' refused its layers: {event.reason}", event.node))
+
+
+def _ahead(state: State, event: events.WeightsAhead) -> State:
+    record = state.nodes.get(event.node)
+    if record is None or not record.alive:
+        return state
+    there_bytes = min(event.there_bytes, event.total_bytes)
+    return _with(state, replace(record, ahead_bytes=(there_bytes, event.total_bytes)))
 
 
 def _lowered(limit_bytes: int, planned_bytes: int, needed_bytes: int, present_bytes: int) -> int:

@@ -30,7 +30,8 @@ class NodeStatus:
 
     `fetch_bytes`: weights that it lacked and fetches from the head before it loads; `fetched_bytes` are there.
     Layers, memory and counts are those of all its `devices` together, `device` their names; a head of before there were
-    several tells of none.
+    several tells of none. `ahead_bytes` of `ahead_total_bytes`: of layers that it would get if another node were lost,
+    on its disk by now.
     """
 
     id: str
@@ -52,6 +53,8 @@ class NodeStatus:
     fetched_bytes: int = 0
     fetch_bytes: int = 0
     devices: tuple[DeviceStatus, ...] = ()
+    ahead_bytes: int = 0
+    ahead_total_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +137,11 @@ _LATER: Final = (
 
 
 def _node_from_json(data: dict[str, Any]) -> NodeStatus:
-    values: dict[str, Any] = {f.name: data[f.name] for f in fields(NodeStatus) if f.name != "devices"}
+    later = ("devices", "ahead_bytes", "ahead_total_bytes")
+    values: dict[str, Any] = {f.name: data[f.name] for f in fields(NodeStatus) if f.name in data or f.name not in later}
     values["layers"] = _layers(data["layers"])
-    return NodeStatus(**values, devices=tuple(_device_from_json(device) for device in data.get("devices", ())))
+    values["devices"] = tuple(_device_from_json(device) for device in data.get("devices", ()))
+    return NodeStatus(**values)
 
 
 def _device_from_json(data: dict[str, Any]) -> DeviceStatus:

@@ -25,6 +25,10 @@ GPU_SHARE: Final = 0.90
 """Part of the free GPU memory that is taken by default: the rest is for the driver's own buffers."""
 
 
+LEFT_SHARE: Final = 0.02
+"""Part of a device's memory that is left to whoever needs some at once."""
+
+
 class DeviceError(VramancerError):
     """The device cannot be used."""
 
@@ -110,6 +114,16 @@ def default_limit_bytes(device: DeviceFacts) -> int:
     """What is used when no --memory is given."""
     share = CPU_SHARE if _lies_in_ram(device) else GPU_SHARE
     return int(device.free_bytes * share)
+
+
+def holdable_bytes(device: torch.device, used_bytes: int) -> int:
+    """What a program that uses so much of the device's memory could hold there, if it left a little; 0 where the driver
+    does not answer: the device has gone."""
+    try:
+        total_bytes, free_bytes = _memory(device)
+    except (RuntimeError, OSError):
+        return 0
+    return max(0, used_bytes + free_bytes - int(total_bytes * LEFT_SHARE))
 
 
 def _lies_in_ram(device: DeviceFacts) -> bool:

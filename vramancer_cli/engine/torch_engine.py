@@ -62,6 +62,13 @@ class TorchEngine:
         return self._budget.used_bytes
 
     @property
+    def holdable_bytes(self) -> int:
+        """What can be held here now, with what is: the limit, less where other programs have taken the memory, 0 where
+        the device has gone; safe from any thread."""
+        used_bytes = self._budget.used_bytes
+        return min(self._budget.limit_bytes, devices.holdable_bytes(self.device, used_bytes))
+
+    @property
     def layer_tokens(self) -> int:
         """(layer, token) pairs executed since start; written on the device's thread, safe to read from any."""
         return self._layer_tokens

@@ -13,9 +13,10 @@ from typing import Final, Protocol, TypeVar
 
 from transport.contracts import BulkLink
 from transport.errors import LinkClosedError, UnreachableError
-from transport.messages import Assign, FetchProgress, Message, ModelRef
-from transport.types import Address, NodeId
+from transport.messages import Assign, FetchProgress, Message, ModelRef, Plan
+from transport.types import Address, LayerRange, NodeId
 from vramancer_cli.errors import ModelError
+from vramancer_cli.models.weight_files import ByteRange
 from vramancer_cli.runtime import kept_weights, store, whole_file
 from vramancer_cli.runtime.local_devices import LocalDevice
 from vramancer_cli.runtime.weight_copy import WeightCopy
@@ -63,31 +64,31 @@ class FetchedCheckpoints:
         """`reader` is whose engine reads checkpoints, none of whose weights it needs for that."""
         self._engine = reader.engine
         self._device = reader.executor
-        self._shelf = shelf
-        self._dial = dial
+        self.folder = shelf
+        self.dial = dial
         self._log = log.get("weights")
 
     async def find(self, assign: Assign, head: Sequence[Address], report: Report) -> Path:
-        own = await self._own(assign.plan.model)
+        own = await self.own(assign.plan.model)
         if own is not None:
             return own
         try:
             return await self._fetched(assign, head, report)
         except OSError as error:
-            raise ModelError(f"Weights cannot be kept in {self._shelf}: {error.strerror or error}.") from error
+            raise ModelError(f"Weights cannot be kept in {self.folder}: {error.strerror or error}.") from error
 
     async def _fetched(self, assign: Assign, head: Sequence[Address], report: Report) -> Path:
         ref = assign.plan.model
-        async with self._alone(ref):
-            copy = await asyncio.to_thread(WeightCopy, self._shelf, ref)
+        async with self.alone(ref):
+            copy = await asyncio.to_thread(WeightCopy, self.folder, ref)
             progress = _Progress(assign, report, self._log)
             await self._until_there(assign, head, copy, progress)
             progress.end()
             return copy.folder
 
-    async def _own(self, ref: ModelRef) -> Path | None:
+    async def own(self, ref: ModelRef) -> Path | None:
         """A folder that has the head's model already, or None."""
-        folder = await store.locate_own(ref, self._shelf)
+        folder = await store.locate_own(ref, self.folder)
         if folder is None:
             return None
         try:
@@ -100,15 +101,22 @@ class FetchedCheckpoints:
         return folder if same else None
 
     @contextlib.asynccontextmanager
-    async def _alone(self, ref: ModelRef) -> AsyncGenerator[None]:
+    async def alone(self, ref: ModelRef) -> AsyncGenerator[None]:
         """Several nodes of one machine may share a shelf: one of them writes."""
-        await asyncio.to_thread(whole_file.make_private, self._shelf)
+        await asyncio.to_thread(whole_file.make_private, self.folder)
         while True:
-            with kept_weights.alone(self._shelf, ref.digest) as free:
+            with kept_weights.alone(self.folder, ref.digest) as free:
                 if free:
                     yield
                     return
             await asyncio.sleep(_LOCK_POLL_S)
+
+    async def ranges(self, copy: WeightCopy, plan: Plan, layers: LayerRange) -> Sequence[ByteRange]:
+        """Where these layers lie in a copy whose headers are there. Raises ModelError."""
+        found: Sequence[ByteRange] = await self._device.run(
+            lambda: self._engine.layer_ranges(copy.folder, plan, layers)
+        )
+        return found
 
     async def _until_there(
         self, assign: Assign, head: Sequence[Address], copy: WeightCopy, progress: _Progress
@@ -129,18 +137,17 @@ class FetchedCheckpoints:
 
     async def _transfer(self, assign: Assign, head: Sequence[Address], copy: WeightCopy, progress: _Progress) -> None:
         plan = assign.plan
-        link = await self._dial(head, plan.ends)
+        link = await self.dial(head, plan.ends)
         try:
-            await _on_thread(lambda: fetch_heads(link, copy, plan.model), link.hang_up)
-            layers = plan.run_layers(assign.stage)
-            ranges = await self._device.run(lambda: self._engine.layer_ranges(copy.folder, plan, layers))
+            await on_thread(lambda: fetch_heads(link, copy, plan.model), link.hang_up)
+            ranges = await self.ranges(copy, plan, plan.run_layers(assign.stage))
             progress.begin(sum(part.size_bytes for part in ranges))
-            await _on_thread(lambda: fetch_ranges(link, copy, ranges, progress.arrived), link.hang_up)
+            await on_thread(lambda: fetch_ranges(link, copy, ranges, progress.arrived), link.hang_up)
         finally:
             link.close()
 
 
-async def _on_thread(work: Callable[[], T], wake: Callable[[], None]) -> T:
+async def on_thread(work: Callable[[], T], wake: Callable[[], None]) -> T:
     """`work()` on a thread that has ended when this returns, cancelled or not."""
     future = asyncio.get_running_loop().run_in_executor(None, work)
     try:

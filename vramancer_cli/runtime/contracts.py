@@ -73,6 +73,12 @@ class Engine(Protocol):
         ...
 
     @property
+    def holdable_bytes(self) -> int:
+        """What can be held here now, with what is: the limit, less where other programs have taken the memory, 0 where
+        the device has gone. Safe from any thread."""
+        ...
+
+    @property
     def layer_tokens(self) -> int:
         """(layer, token) pairs executed since start; safe from any thread."""
         ...

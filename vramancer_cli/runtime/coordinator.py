@@ -21,9 +21,10 @@ from vramancer_cli.cluster.board import service_state
 from vramancer_cli.cluster.state import State, apply, feeds, in_plan
 from vramancer_cli.errors import DoesNotFitError, NodeLostError, NotReadyError, UsageError
 from vramancer_cli.models.facts import ModelFacts
-from vramancer_cli.planning.facts import PlanSettings
+from vramancer_cli.planning.facts import DeviceCapacity, PlanSettings
 from vramancer_cli.planning.placement import place
 from vramancer_cli.runtime import data_links
+from vramancer_cli.runtime.ahead import Ahead
 from vramancer_cli.runtime.generation import Generation
 from vramancer_cli.runtime.head_parts import HeadParts
 from vramancer_cli.runtime.local_devices import LocalDevice, node_load
@@ -40,8 +41,8 @@ LOOKS_PER_BEAT = 10
 DRAIN_S = 600.0
 """What handing a node's layers over may take: another one may have to fetch and load them."""
 
-_QUIET = (events.NodeHeard, events.StageFetching, events.StageLoading)
-"""Events that never call for an action."""
+_QUIET = (events.NodeHeard, events.StageFetching, events.StageLoading, events.WeightsAhead)
+"""Events that mostly call for no action."""
 
 
 class Coordinator:
@@ -71,6 +72,7 @@ class Coordinator:
         self._news = asyncio.Event()  # of the next change
         self._registrar = registrar or Registrar()
         self._members = Members(facts, cluster, self._note, self._registrar, self._leaves, self._accuses)
+        self._ahead = Ahead(self._replanned, self._members.send)
         self._parts = HeadParts(facts.node_id, folder, devices, self._note)
         self._pipeline: Pipeline | None = None
         self._network: Network | None = None
@@ -118,6 +120,7 @@ class Coordinator:
             await asyncio.sleep(HEARTBEAT_S)
             self._hear_self()
             self._members.share(self._share_status())
+            self._ahead.tell(self.state)
 
     async def _watch(self) -> None:
         """More often than hearts beat: who falls silent is missed within 3 s, not in the next beat after them."""
@@ -249,13 +252,13 @@ class Coordinator:
         self._note(events.BusyChanged(generation.running, generation.waiting, generation.running_tokens))
 
     def _note(self, event: events.Event) -> None:
-        was_sound = self.state.broken is None
+        was_sound, before = self.state.broken is None, self.state
         self.state = apply(self.state, event)
         if isinstance(event, events.NodeQuarantined | events.QuarantineEnded):
             self._shut_out()
         if was_sound and self.state.broken is not None:
             self._members.plan_ended()
-        if not isinstance(event, _QUIET):
+        if not isinstance(event, _QUIET) or _changes_room(before, self.state, event):
             self._changed.set()
             news, self._news = self._news, asyncio.Event()
             news.set()
@@ -296,6 +299,13 @@ class Coordinator:
         """Raises DoesNotFitError."""
         assert self.state.model is not None
         return place(self.state.model, action.devices, self._facts.node_id, self._settings, action.epoch)
+
+    def _replanned(self, devices: Sequence[DeviceCapacity]) -> Plan | None:
+        """What would be planned with these devices; None where they do not hold the model."""
+        try:
+            return self._placed(reconcile.MakePlan(self.state.epoch + 1, tuple(devices)))
+        except DoesNotFitError:
+            return None
 
     def _assign(self, action: reconcile.Assign) -> None:
         plan, node = action.plan, action.node
@@ -414,3 +424,11 @@ class Coordinator:
         """Something failed on the head itself: stop honestly, then plan again."""
         self._log.error("generation stopped", exc_info=error)
         self._note(events.ServingBroke(plan.epoch, str(error)))
+
+
+def _changes_room(before: State, after: State, event: events.Event) -> bool:
+    """Whether a heartbeat says for long enough that a node can hold something else than before."""
+    if not isinstance(event, events.NodeHeard):
+        return False
+    then, now = before.nodes.get(event.node), after.nodes.get(event.node)
+    return then is not None and now is not None and then.limits != now.limits

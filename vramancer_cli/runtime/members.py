@@ -18,6 +18,7 @@ from transport.clocks import ClockFilter
 from transport.contracts import ControlLink, Outcome
 from transport.errors import LinkClosedError, RemoteProtocolError, TransportError
 from transport.messages import (
+    AheadProgress,
     Assign,
     AssignRefused,
     BadFrames,
@@ -250,6 +251,8 @@ class Members:
             case BadFrames():
                 if message.epoch == member.epoch and message.sender in self._members:
                     self._accuses(node, message.sender, message.reason)
+            case AheadProgress():
+                self._note(events.WeightsAhead(node, message.epoch, message.there_bytes, message.total_bytes))
             case Leaving():
                 self._log.info("node wants to leave", name=member.name)
                 self._leaves(node)
@@ -330,6 +333,10 @@ class Members:
 
     def release(self, node: NodeId, epoch: int) -> None:
         self._tell(node, Release(epoch), None)
+
+    def send(self, node: NodeId, message: Message) -> None:
+        """What changes nothing of what the node holds."""
+        self._send(node, message)
 
     def share(self, status: bytes) -> None:
         for node in list(self._members):

@@ -9,6 +9,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Final
 
@@ -59,7 +60,8 @@ class WeightSource:
                 known = request.digest == self._digest
                 answer(self._listing if known else NotServed("The master serves another model now."), ())
             case AskPiece():
-                with self._pace.turn(request.size_bytes):
+                known = self._remembered(_key(request)) if request.known else None
+                with nullcontext() if request.known and known == request.known else self._pace.turn(request.size_bytes):
                     self._serve_piece(request, answer)
             case _:
                 raise RemoteProtocolError(f"A {type(request).__name__} is no question.")
@@ -81,7 +83,7 @@ class WeightSource:
 
     def _piece(self, ask: AskPiece) -> tuple[bytes, bytes]:
         """Its SHA-256, and its bytes unless the asker knows them. Raises ChangedFileError, OSError."""
-        key = PieceKey(ask.file, ask.start, ask.size_bytes)
+        key = _key(ask)
         remembered = self._remembered(key)
         if remembered is not None and remembered == ask.known:
             self._check_unchanged(self._paths[ask.file].stat(), ask.file)
@@ -149,6 +151,10 @@ class WeightSource:
         with self._lock:
             if self._records is not None:
                 self._keep(self._records)
+
+
+def _key(ask: AskPiece) -> PieceKey:
+    return PieceKey(ask.file, ask.start, ask.size_bytes)
 
 
 def _identity(facts: os.stat_result) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from transport.errors import (
 from transport.messages import (
     AskSpans,
     Assign,
+    FetchLayersAhead,
     Join,
     Leaving,
     Message,
@@ -38,7 +39,8 @@ from transport.messages import (
 )
 from transport.types import Address, LayerRange, NodeFacts, NodeId
 from vramancer_cli.errors import VramancerError
-from vramancer_cli.runtime.checkpoints import Checkpoints
+from vramancer_cli.runtime.checkpoints import Checkpoints, FetchedCheckpoints
+from vramancer_cli.runtime.fetch_ahead import FetchAhead
 from vramancer_cli.runtime.local_devices import LocalDevice, node_load
 from vramancer_cli.runtime.renewal import Renewal
 from vramancer_cli.runtime.span_inbox import told
@@ -85,6 +87,8 @@ class Worker:
         self._log = log.get("worker")
         self._stage = WorkerStage(devices, self._report, checkpoints)
         self.recorder = devices[0].recorder
+        fetched = checkpoints if isinstance(checkpoints, FetchedCheckpoints) else None
+        self.fetch_ahead = FetchAhead(fetched, lambda: self._stage.steps, self._report) if fetched else None
         self._session: _Session | None = None
         self._renewal: Renewal | None = None
         self.cluster = ""
@@ -223,6 +227,7 @@ class _Session:
         self._overflowed = False
         self._epoch = 0  # last assigned
         self._loading: asyncio.Task[None] | None = None
+        self._fetching: asyncio.Task[None] | None = None  # ahead of time
         self._free = asyncio.Event()  # nothing is held for this head
 
     async def run(self) -> None:
@@ -282,6 +287,8 @@ class _Session:
                 self._stop_loading()
                 self._epoch = message.plan.epoch
                 self._loading = group.create_task(self._hold(self._worker.checked(message)), name="worker-load")
+            case FetchLayersAhead():
+                self._fetch_ahead(group, message)
             case Release():
                 if message.epoch >= self._epoch:
                     self._stop_loading()
@@ -306,8 +313,18 @@ class _Session:
         if answer is not None:
             self.report(answer)
 
+    def _fetch_ahead(self, group: asyncio.TaskGroup, ask: FetchLayersAhead) -> None:
+        if self._fetching is not None:
+            self._fetching.cancel()
+        fetch = self._worker.fetch_ahead
+        if fetch is not None and ask.layers:
+            self._fetching = group.create_task(fetch.run(ask, (self._link.address,)), name="worker-ahead")
+
     def _stop_loading(self) -> None:
         """What the device is loading meanwhile is closed as soon as it is there, see `Holding`."""
+        if self._fetching is not None:
+            self._fetching.cancel()
+            self._fetching = None
         if self._loading is not None:
             self._loading.cancel()
             self._loading = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final, cast
@@ -14,15 +15,27 @@ from transport.types import Address
 from vramancer_cli.runtime.contracts import Admin, Registry
 from vramancer_cli.serving import admin as admin_routes
 from vramancer_cli.serving import completions, cors, embeddings, model_routes, page_routes
+from vramancer_cli.serving.accepted_keys import AcceptedKeys
 from vramancer_cli.serving.auth import Asked, Role, is_loopback
 from vramancer_cli.serving.body import check_signed_body
 from vramancer_cli.serving.connection import Connection, end_oldest_idle, fault_response
-from vramancer_cli.serving.context import ADMIN, GATE, REGISTRY, ROLE, SETTINGS, TOKENIZERS, Tokenizers
+from vramancer_cli.serving.context import (
+    ADMIN,
+    CALLER,
+    GATE,
+    IDEMPOTENCY,
+    REGISTRY,
+    ROLE,
+    SETTINGS,
+    TOKENIZERS,
+    Tokenizers,
+)
 from vramancer_cli.serving.door import Door, Entrance
 from vramancer_cli.serving.exposure import check_exposure
 from vramancer_cli.serving.faults import Fault, fault_of, is_bug
 from vramancer_cli.serving.gate import Gate
 from vramancer_cli.serving.https import ApiCertificate
+from vramancer_cli.serving.idempotency import Idempotency
 from vramancer_cli.serving.listen import close_sockets, open_sockets
 from vramancer_cli.serving.settings import ServerSettings
 from vramancer_cli.telemetry.security_log import SecurityLog
@@ -62,6 +75,7 @@ def create_app(
     app = web.Application(middlewares=[_told_errors, _guard], client_max_size=settings.body_limit_bytes)
     app[REGISTRY], app[ADMIN], app[SETTINGS] = registry, admin, settings
     app[TOKENIZERS], app[GATE] = Tokenizers(), Gate(settings, events)
+    app[IDEMPOTENCY] = Idempotency(AcceptedKeys(settings.state_folder, time.time()))
     roles: dict[Handler, Role] = {handler: role for _, _, role, handler in ROUTES}
     app[ROLES] = roles
     for method, path, _, handler in ROUTES:
@@ -70,6 +84,7 @@ def create_app(
             app.router.add_route("HEAD", path, handler)
     app.on_startup.append(_load_tokenizers)
     app.cleanup_ctx.append(_cut_revoked)
+    app.on_shutdown.append(_end_kept)
     app.on_response_prepare.append(_mark_reply)
     return app
 
@@ -86,6 +101,11 @@ async def _cut_revoked(app: web.Application) -> AsyncGenerator[None, None]:
     yield
     watching.cancel()
     await asyncio.wait({watching})
+
+
+async def _end_kept(app: web.Application) -> None:
+    """Answers that go on without their clients end with the server."""
+    await app[IDEMPOTENCY].close()
 
 
 async def _mark_reply(request: web.Request, response: web.StreamResponse) -> None:
@@ -134,7 +154,7 @@ async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     caller = await gate.admit(asked, role)
     if _is_preflight(request):
         return web.Response(status=204, headers=cors.preflight_headers())
-    request[ROLE] = caller.role
+    request[ROLE], request[CALLER] = caller.role, caller.key.digest if caller.key is not None else ""
     with gate.running(caller):
         if caller.body is not None:
             await check_signed_body(request, caller.body)

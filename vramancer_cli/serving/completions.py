@@ -9,17 +9,20 @@ import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
+import msgspec
 from aiohttp import web
 
+from vramancer_cli.errors import VramancerError
 from vramancer_cli.serving import sse
 from vramancer_cli.serving.answer import answer, echoed, generation_request, prompt_tokens
 from vramancer_cli.serving.body import read_body
 from vramancer_cli.serving.connection import json_response
-from vramancer_cli.serving.context import ROLE, SETTINGS, TOKENIZERS
+from vramancer_cli.serving.context import CALLER, IDEMPOTENCY, ROLE, SETTINGS, TOKENIZERS
 from vramancer_cli.serving.draft import Draft, best
 from vramancer_cli.serving.faults import Fault, RefusedError, fault_of, is_bug
+from vramancer_cli.serving.idempotency import Keyed, keyed
 from vramancer_cli.serving.model_routes import deployment_of
 from vramancer_cli.serving.openai import ChatQuery, Options, TextQuery, parse_chat, parse_text
 from vramancer_cli.serving.replies import ChatShape, Envelope, Piece, Shape, TextShape, Usage
@@ -56,7 +59,63 @@ class _Telling:
 
 async def _complete(request: web.Request, query: ChatQuery | TextQuery) -> web.StreamResponse:
     telling = await _telling(request, query)
+    key = keyed(request, request[CALLER], await read_body(request))
+    if key is not None:
+        return await _kept(request, telling, key)
     return await (_stream(request, telling) if query.options.stream else _whole(telling))
+
+
+async def _kept(request: web.Request, telling: _Telling, key: Keyed) -> web.StreamResponse:
+    """The answer that the key stands for: this one, which then goes on whoever leaves, or the first one's."""
+    answers, is_stream = request.app[IDEMPOTENCY], telling.options.stream
+    make = (lambda: _events(telling)) if is_stream else (lambda: _single(telling))
+    kept = await answers.answer(key, make, lambda last: not is_stream or last == sse.DONE)
+    async with aclosing(sse.with_silence(kept.told(), request.app[SETTINGS].ping_s)) as frames:
+        if is_stream:
+            return await _send(request, await anext(frames), frames)
+        bodies = [frame async for frame in frames if frame is not None]
+    return web.Response(body=bodies[0], content_type="application/json")
+
+
+async def _single(telling: _Telling) -> AsyncGenerator[bytes, None]:
+    yield msgspec.json.encode(await _told_whole(telling))
+
+
+async def _events(telling: _Telling) -> AsyncGenerator[bytes, None]:
+    """As `_frames`, without silences; a refusal is raised before the first."""
+    async with aclosing(_as_events(telling.pieces)) as pieces:
+        first = await anext(pieces)
+        async with aclosing(_frames(telling, first, pieces)) as frames:
+            async for frame in frames:
+                yield frame
+
+
+async def _as_events(pieces: AsyncGenerator[Piece, None]) -> AsyncGenerator[Piece | None, None]:
+    async with aclosing(pieces):
+        async for piece in pieces:
+            yield piece
+
+
+async def _send(
+    request: web.Request, first: bytes | None, frames: AsyncGenerator[bytes | None, None]
+) -> web.StreamResponse:
+    """A silence is None, and becomes a ping."""
+    response = await _opened(request)
+    write_s = request.app[SETTINGS].write_s
+    await _write(request, response, first or sse.PING, write_s)
+    try:
+        async for frame in frames:
+            await _write(request, response, frame or sse.PING, write_s)
+    except VramancerError as error:  # the server ends, and the status is long sent
+        await _write(request, response, sse.encode(fault_of(error).body()), write_s)
+    return response
+
+
+async def _opened(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse(headers=STREAM_HEADERS)
+    response.force_close()
+    await response.prepare(request)
+    return response
 
 
 async def _telling(request: web.Request, query: ChatQuery | TextQuery) -> _Telling:
@@ -81,6 +140,10 @@ def _check_priority(options: Options, role: str) -> None:
 
 
 async def _whole(telling: _Telling) -> web.Response:
+    return json_response(await _told_whole(telling))
+
+
+async def _told_whole(telling: _Telling) -> dict[str, Any]:
     drafts = [Draft() for _ in range(telling.options.best_of)]
     async with aclosing(telling.pieces) as pieces:
         async for piece in pieces:
@@ -88,7 +151,7 @@ async def _whole(telling: _Telling) -> web.Response:
             drafts[piece.choice].add(piece)
     kept = best(drafts, telling.options.n)
     told = [draft.told(with_scores=telling.options.sampling.top_logprobs is not None) for draft in kept]
-    return json_response(telling.shape.whole(told, telling.usage()))
+    return telling.shape.whole(told, telling.usage())
 
 
 async def _stream(request: web.Request, telling: _Telling) -> web.StreamResponse:
@@ -96,9 +159,7 @@ async def _stream(request: web.Request, telling: _Telling) -> web.StreamResponse
     settings = request.app[SETTINGS]
     async with aclosing(sse.with_silence(telling.pieces, settings.ping_s)) as events:
         first = await anext(events)
-        response = web.StreamResponse(headers=STREAM_HEADERS)
-        response.force_close()
-        await response.prepare(request)
+        response = await _opened(request)
         async with aclosing(_frames(telling, first, events)) as frames:
             async for frame in frames:
                 await _write(request, response, frame, settings.write_s)

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from vramancer_cli.runtime.contracts import Admin, Deployment, Registry
 from vramancer_cli.serving.gate import Gate
+from vramancer_cli.serving.idempotency import Idempotency
 from vramancer_cli.serving.settings import ServerSettings
 from vramancer_cli.serving.text import TextTools
 
@@ -39,4 +40,7 @@ SETTINGS: Final = web.AppKey("settings", ServerSettings)
 GATE: Final = web.AppKey("gate", Gate)
 ROLE: Final = web.RequestKey("role", str)
 """Of a request: the role of who asks, as the gate found it."""
+CALLER: Final = web.RequestKey("caller", str)
+"""Of a request: which key it was asked with, "" where none was needed."""
+IDEMPOTENCY: Final = web.AppKey("idempotency", Idempotency)
 TOKENIZERS: Final = web.AppKey("tokenizers", Tokenizers)

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from vramancer_cli.errors import UsageError
 
 METHODS: Final = "GET, HEAD, POST, DELETE"
-HEADERS: Final = "Authorization, Content-Type, X-Api-Key, X-API-TOKEN"
+HEADERS: Final = "Authorization, Content-Type, Idempotency-Key, X-Api-Key, X-API-TOKEN"
 REMEMBER_S: Final = 600
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 

@@ -74,3 +74,21 @@ def test_the_default_limit_leaves_room_for_the_rest_of_the_machine():
 
 def test_rocm_is_cuda_to_torch():
     assert devices.torch_device(DeviceFacts("rocm", 1, "", 0, 0)) == torch.device("cuda", 1)
+
+
+def test_what_can_be_held_falls_with_what_others_take_and_to_nothing_with_the_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cpu, total_bytes = torch.device("cpu"), 100 << 20
+    free = [50 << 20]
+    monkeypatch.setattr(devices, "_memory", lambda _: (total_bytes, free[0]))
+    left_bytes = int(total_bytes * devices.LEFT_SHARE)
+    assert devices.holdable_bytes(cpu, 10 << 20) == (60 << 20) - left_bytes
+    free[0] = 0
+    assert devices.holdable_bytes(cpu, 10 << 20) == (10 << 20) - left_bytes
+
+    def gone(_: torch.device) -> tuple[int, int]:
+        raise RuntimeError("CUDA error: device is lost")
+
+    monkeypatch.setattr(devices, "_memory", gone)
+    assert devices.holdable_bytes(cpu, 10 << 20) == 0

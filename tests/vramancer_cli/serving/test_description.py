@@ -16,6 +16,7 @@ from tests.helpers.scripted_server import ScriptedDeployment, serving
 from vramancer_cli.models.sampling import TOP_LOGPROBS_LIMIT
 from vramancer_cli.serving.app import KEY_HEADERS, ROUTES
 from vramancer_cli.serving.embeddings import MAX_INPUTS, MAX_TOKENS
+from vramancer_cli.serving.idempotency import HEADER
 from vramancer_cli.serving.openai import MAX_CHOICES, MAX_STOP_CHARACTERS, MAX_STOPS, ROLES
 from vramancer_cli.serving.sampling_params import (
     LEAST_REPETITION_PENALTY,
@@ -56,7 +57,9 @@ def test_what_is_open_asks_for_no_key_and_everything_else_for_one_of_the_four_wa
 
 def test_every_reference_leads_somewhere_and_every_part_is_used(described: dict[str, Any]) -> None:
     used = set(re.findall(r'"\$ref": "#/components/(\w+/\w+)"', json.dumps(described)))
-    parts = {f"{kind}/{name}" for kind in ("schemas", "responses") for name in described["components"][kind]}
+    parts = {
+        f"{kind}/{name}" for kind in ("schemas", "responses", "parameters") for name in described["components"][kind]
+    }
     assert used == parts
 
 
@@ -82,6 +85,13 @@ def test_its_bounds_are_those_of_the_parser(described: dict[str, Any]) -> None:
     _, inputs = schemas["EmbeddingRequest"]["properties"]["input"]["anyOf"]
     assert inputs["maxItems"] == MAX_INPUTS
     assert f"{MAX_TOKENS} tokens" in schemas["EmbeddingRequest"]["properties"]["input"]["description"]
+
+
+def test_answers_take_an_idempotency_key(described: dict[str, Any]) -> None:
+    header = described["components"]["parameters"]["IdempotencyKey"]
+    assert header["name"] == HEADER
+    takes = {path for (_, path), op in operations(described).items() if "parameters" in op and "{" not in path}
+    assert {"/v1/chat/completions", "/v1/completions"} <= takes
 
 
 async def test_it_is_served_to_everyone(described: dict[str, Any]) -> None:

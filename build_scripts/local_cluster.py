@@ -34,15 +34,21 @@ class NodeProcess:
 
     @classmethod
     def launch(
-        cls, folder: Path, arguments: Sequence[str], threads: int = 1, more: Mapping[str, str] | None = None
+        cls,
+        folder: Path,
+        arguments: Sequence[str],
+        threads: int = 1,
+        more: Mapping[str, str] | None = None,
+        inside: Sequence[str] = (),
     ) -> NodeProcess:
-        """`folder` becomes the node's state folder; `threads` is what torch may use; `more` of its environment."""
+        """`folder` becomes the node's state folder; `threads` is what torch may use; `more` of its environment;
+        `inside`: a command that runs it."""
         folder.mkdir(parents=True, exist_ok=True)
         environment = {k: v for k, v in os.environ.items() if not k.startswith("VRM_")}
         environment |= {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1", "NO_COLOR": "1", **(more or {})}
         with (folder / "output.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "vramancer_cli", *arguments, "--state-dir", str(folder)],
+                [*inside, sys.executable, "-m", "vramancer_cli", *arguments, "--state-dir", str(folder)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -136,10 +142,12 @@ class LocalCluster:
         self.workers.append(worker)
         return worker
 
-    def new_worker(self, name: str, *extra: str, discover: bool = False, port: int | None = None) -> NodeProcess:
-        """As `add_worker`, not kept; `port`: where the head is dialled, if not at its own node port."""
+    def new_worker(
+        self, name: str, *extra: str, discover: bool = False, at: str = "", inside: Sequence[str] = ()
+    ) -> NodeProcess:
+        """As `add_worker`, not kept; `at`: where the head is dialled, if not on loopback; `inside`: see `launch`."""
         code, _ = self.client.invite()
-        where = ["--auto-discover"] if discover else [f"127.0.0.1:{port or self.head.node_port}"]
+        where = ["--auto-discover"] if discover else [at or f"127.0.0.1:{self.head.node_port}"]
         arguments = [
             "join",
             *where,
@@ -154,7 +162,7 @@ class LocalCluster:
             *self._memory(),
             *extra,
         ]
-        return NodeProcess.launch(self.folder / name, arguments, self.threads)
+        return NodeProcess.launch(self.folder / name, arguments, self.threads, inside=inside)
 
     def wait_ready(self, nodes: int, deadline_s: float = 90.0) -> ClusterStatus:
         """Until the model is served by `nodes` nodes. Raises NodeDiedError, TimeoutError."""

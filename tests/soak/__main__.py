@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         cluster.start_head()
         with fault_proxy(cluster.head.node_port, seed=options.seed) as proxy:
             for number in range(WORKERS):
-                cluster.workers.append(cluster.new_worker(f"worker-{number + 1}", port=proxy.port))
+                cluster.workers.append(cluster.new_worker(f"worker-{number + 1}", at=f"127.0.0.1:{proxy.port}"))
             history = soak(cluster, proxy, options.minutes * 60, options.seed, options.every)
     command = f"make soak MINUTES={options.minutes:g} SEED={options.seed}"
     report = markdown(history, options.minutes, command)

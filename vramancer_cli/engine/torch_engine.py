@@ -25,6 +25,7 @@ from vramancer_cli.engine.ranges import layer_ranges
 from vramancer_cli.engine.read_progress import Progress
 from vramancer_cli.engine.seam import HIDDEN
 from vramancer_cli.engine.stage import PagedStage, load_stage
+from vramancer_cli.errors import NonFiniteError
 from vramancer_cli.models.facts import ModelFacts
 from vramancer_cli.models.weight_files import ByteRange, WeightFile
 
@@ -102,8 +103,13 @@ class TorchEngine:
         return boundary.to(device)
 
     def to_buffers(self, boundary: Boundary) -> tuple[TensorBuffer, ...]:
-        """The wider dtypes first, as the wire wants them. Raises LocalProtocolError for one that may not cross it."""
+        """The wider dtypes first, as the wire wants them. Raises LocalProtocolError for one that may not cross it.
+
+        Raises NonFiniteError: whoever gets such values takes their sender for a liar.
+        """
         named = {HIDDEN: boundary.hidden, **boundary.beside}
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in named.values()):
+            raise NonFiniteError
         widest_first = sorted(named.items(), key=lambda pair: -pair[1].itemsize)
         return tuple(tensors.to_buffer(name, tensor) for name, tensor in widest_first)
 

@@ -8,7 +8,7 @@ SOURCES := transport vramancer_cli commands build_scripts bench fuzz tests
 NATIVE := vramancer_cli/engine/native
 NATIVE_SOURCES := $(wildcard $(NATIVE)/*.cpp $(NATIVE)/*.h)
 
-.PHONY: setup demo families test properties faults check format model report fuzz quality binary smoke wheel test-wheel clean
+.PHONY: setup demo families test properties faults soak check format model report fuzz quality binary smoke wheel test-wheel clean
 .PHONY: native check-native
 .PHONY: bench-binary bench-bulk bench-context bench-drafting bench-link bench-load bench-overlap bench-quant bench-recovery
 .PHONY: bench-threads
@@ -41,9 +41,15 @@ properties: $(READY)
 # Real nodes killed, stopped, drained and started again in the middle of answers, and hundreds of random lives of a
 # simulated cluster. SEEDS=n: so many lives. VRM_SEED=n: that one again. Minutes; docs/faults.md says what is expected.
 SEEDS ?= 300
-HURT := survival faults cluster devices trust_life
+HURT := survival faults cluster devices trust_life bad_nodes networks load full_disk
 faults: $(READY)
 	@VRM_FAULTS=1 VRM_SEEDS=$(SEEDS) $(BIN)/python -m pytest tests/simulation $(addprefix tests/system/test_,$(HURT:=.py))
+
+# Traffic on a real cluster and a random fault every 20 s, then every request held against the truth; writes
+# bench/results/soak.md. SEED=n: the same faults again (not the same moments).
+MINUTES ?= 30
+soak: $(READY)
+	@$(BIN)/python -m tests.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 # Garbage for the frame parser, the handshakes and the API; SEED=n repeats a run, findings lie in fuzz/crashes/. Minutes.
 FRAMES ?= 1000000

@@ -34,15 +34,21 @@ class NodeProcess:
 
     @classmethod
     def launch(
-        cls, folder: Path, arguments: Sequence[str], threads: int = 1, more: Mapping[str, str] | None = None
+        cls,
+        folder: Path,
+        arguments: Sequence[str],
+        threads: int = 1,
+        more: Mapping[str, str] | None = None,
+        inside: Sequence[str] = (),
     ) -> NodeProcess:
-        """`folder` becomes the node's state folder; `threads` is what torch may use; `more` of its environment."""
+        """`folder` becomes the node's state folder; `threads` is what torch may use; `more` of its environment;
+        `inside`: a command that runs it."""
         folder.mkdir(parents=True, exist_ok=True)
         environment = {k: v for k, v in os.environ.items() if not k.startswith("VRM_")}
         environment |= {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1", "NO_COLOR": "1", **(more or {})}
         with (folder / "output.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "vramancer_cli", *arguments, "--state-dir", str(folder)],
+                [*inside, sys.executable, "-m", "vramancer_cli", *arguments, "--state-dir", str(folder)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -145,11 +151,18 @@ class LocalCluster:
         return worker
 
     def new_worker(
-        self, name: str, *extra: str, discover: bool = False, host: str = "127.0.0.1", port: int | None = None
+        self,
+        name: str,
+        *extra: str,
+        discover: bool = False,
+        host: str = "127.0.0.1",
+        at: str = "",
+        inside: Sequence[str] = (),
     ) -> NodeProcess:
-        """As `add_worker`, not kept; `port`: where the head is dialled, if not at its own node port."""
+        """As `add_worker`, not kept; `at`: where the head is dialled, if not at its own node port on `host`; `inside`:
+        see `launch`."""
         code, _ = self.client.invite()
-        where = ["--auto-discover"] if discover else [f"{host}:{port or self.head.node_port}"]
+        where = ["--auto-discover"] if discover else [at or f"{host}:{self.head.node_port}"]
         arguments = [
             "join",
             *where,
@@ -164,7 +177,7 @@ class LocalCluster:
             *self._memory(),
             *extra,
         ]
-        return NodeProcess.launch(self.folder / name, arguments, self.threads)
+        return NodeProcess.launch(self.folder / name, arguments, self.threads, inside=inside)
 
     def wait_ready(self, nodes: int, deadline_s: float = 90.0) -> ClusterStatus:
         """Until the model is served by `nodes` nodes. Raises NodeDiedError, TimeoutError."""

@@ -1,7 +1,8 @@
 """Meeting over mDNS (RFC 6762, RFC 6763): a master announces its cluster, a machine that wants to join looks.
 
-Only zeroconf talks here, and everything heard is a rumour: a `Peer`, never a node. Nothing secret is said, and no
-hash of anything secret. Never links, certificates or torch here.
+Where no multicast passes, `beacon` broadcasts beside it. Only zeroconf talks here, and everything heard is a rumour:
+a `Peer`, never a node. Nothing secret is said, and no hash of anything secret. Never links, certificates or torch
+here.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from collections.abc import AsyncGenerator, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
+import msgspec
 import psutil
 from zeroconf import BadTypeInNameException, DNSQuestionType, InterfaceChoice, IPVersion, ServiceStateChange
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
+from transport.beacon import Beacon, Question, Said
 from transport.types import Address, Peer
 
 SERVICE: Final = "_vramancer._tcp.local."
@@ -44,13 +47,16 @@ logging.getLogger("zeroconf").setLevel(logging.ERROR)
 class Announcement:
     """A cluster's record on the network, from `announce` until `close` withdraws it."""
 
-    def __init__(self, mdns: AsyncZeroconf, info: AsyncServiceInfo) -> None:
+    def __init__(self, mdns: AsyncZeroconf, info: AsyncServiceInfo, beacon: Beacon | None) -> None:
         self._mdns = mdns
         self._info = info
+        self._beacon = beacon
 
     async def close(self) -> None:
         """Withdraw the record, so that it is gone from every cache at once. May be called twice."""
         mdns = self._mdns
+        if self._beacon is not None:
+            self._beacon.close()
         if not mdns.zeroconf.done:
             await (await mdns.async_unregister_service(self._info))  # pyright: ignore[reportUnknownMemberType] bare Awaitable
             await mdns.async_close()
@@ -76,7 +82,7 @@ async def announce(peer: Peer) -> Announcement:
     except BaseException:
         await mdns.async_close()
         raise
-    return Announcement(mdns, info)
+    return Announcement(mdns, info, await Beacon.open(_said(peer)))
 
 
 def local_addresses(port: int) -> tuple[Address, ...]:
@@ -115,6 +121,13 @@ def _record(peer: Peer) -> AsyncServiceInfo:
         server=f"vramancer-{peer.cluster_id_prefix}.local.",
         addresses=[_packed(host) for host in hosts if _is_literal(host)],
     )
+
+
+def _said(peer: Peer) -> Said:
+    """The same by broadcast."""
+    hosts = tuple(host for address in peer.addresses if _is_literal(host := address.host.split("%")[0]))
+    pair, api = "1" if peer.accepts_pairing else "0", str(peer.api_port)
+    return Said(peer.version, peer.cluster_id_prefix, peer.name, pair, api, peer.addresses[0].port, hosts)
 
 
 def _label(name: str, prefix: str) -> str:
@@ -159,6 +172,8 @@ class _Looking:
     def __init__(self) -> None:
         self._peers: asyncio.Queue[Peer] = asyncio.Queue(PEERS)
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._seen: set[str] = set()
+        self._question: Question | None = None
 
     async def __aenter__(self) -> asyncio.Queue[Peer]:
         self._mdns = _open_mdns()
@@ -166,11 +181,14 @@ class _Looking:
         self._browser = AsyncServiceBrowser(
             self._mdns.zeroconf, SERVICE, handlers=[self._on_change], question_type=DNSQuestionType.QM
         )
+        self._question = await Question.open(self._on_answer)
         return self._peers
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._question is not None:
+            self._question.close()
         await self._browser.async_cancel()
         for task in self._tasks.values():
             task.cancel()
@@ -187,9 +205,16 @@ class _Looking:
         except BadTypeInNameException:
             return
         if await info.async_request(self._mdns.zeroconf, RESOLVE_S * 1000, question_type=DNSQuestionType.QM):
-            peer = _read_record(info)
-            if peer is not None:
-                self._peers.put_nowait(peer)
+            self._found(_read_record(info))
+
+    def _on_answer(self, said: Said, host: str) -> None:
+        self._found(_read_answer(said, host))
+
+    def _found(self, peer: Peer | None) -> None:
+        """Each cluster once, whichever way it was heard of first, and so many of them."""
+        if peer is not None and peer.cluster_id_prefix not in self._seen and len(self._seen) < PEERS:
+            self._seen.add(peer.cluster_id_prefix)
+            self._peers.put_nowait(peer)
 
 
 def _read_record(info: AsyncServiceInfo) -> Peer | None:
@@ -197,15 +222,25 @@ def _read_record(info: AsyncServiceInfo) -> Peer | None:
     txt = {key: _text(value) for key, value in info.properties.items()}
     version, prefix, pair, api = (txt.get(key, "") for key in (b"v", b"cid", b"pair", b"api"))
     label = info.name.removesuffix(f".{SERVICE}").removesuffix(_mark(prefix))
-    name = "".join(c for c in label if c.isprintable()).strip()
-    hosts = sorted(filter(_is_dialable, set(info.parsed_scoped_addresses())), key=_rank)[:ADDRESSES]
-    well_formed = (
-        name and version and _PREFIX.fullmatch(prefix) and pair in ("0", "1") and _is_port(api) and hosts and info.port
-    )
-    if not well_formed:
+    hosts = sorted(filter(_is_dialable, set(info.parsed_scoped_addresses())), key=_rank)
+    return _well_formed(Said(version, prefix, label, pair, api, info.port or 0, tuple(hosts)))
+
+
+def _read_answer(said: Said, host: str) -> Peer | None:
+    """As `_read_record`. Where the answer came from is certainly a way to it, and the best one if it said so itself."""
+    texts = {field: _text(getattr(said, field).encode()) for field in ("version", "prefix", "pair", "api")}
+    hosts = [one for one in said.hosts[:ADDRESSES] if _is_literal(one) and _is_dialable(one)]
+    best_first = dict.fromkeys((host, *hosts) if host in hosts or not _is_loopback(host) else (*hosts, host))
+    return _well_formed(msgspec.structs.replace(said, **texts, hosts=tuple(best_first)))
+
+
+def _well_formed(said: Said) -> Peer | None:
+    name = "".join(c for c in said.name[: 4 * _LABEL_BYTES] if c.isprintable()).strip()
+    sound = name and said.version and _PREFIX.fullmatch(said.prefix) and said.pair in ("0", "1")
+    if not (sound and _is_port(said.api) and _is_port(str(said.port)) and said.port and said.hosts):
         return None
-    addresses = tuple(Address(host, info.port or 0) for host in hosts)
-    return Peer(prefix, name, addresses, pair == "1", int(api), version)
+    addresses = tuple(Address(host, said.port) for host in said.hosts[:ADDRESSES])
+    return Peer(said.prefix, name, addresses, said.pair == "1", int(said.api), said.version)
 
 
 def _text(value: bytes | None) -> str:

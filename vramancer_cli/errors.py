@@ -76,6 +76,12 @@ class OverLimitError(VramancerError):
         self.present_bytes = present_bytes
 
 
+class NonFiniteError(VramancerError):
+    """The model computed values that are not finite."""
+
+    hint = "Load the model with --dtype float32 or bfloat16."
+
+
 class NotReadyError(VramancerError):
     """The model is not ready yet."""
 

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import pytest
 
-from tests.helpers.arithmetic_engine import ArithmeticStage, answer
+from tests.helpers.arithmetic_engine import ArithmeticEnds, ArithmeticStage, answer
 from tests.helpers.simulated_cluster import SimulatedCluster, node_id
 from tests.helpers.virtual_time import run
 from transport.messages import Step
 from vramancer_cli.cluster.reconcile import RETURN_S
-from vramancer_cli.errors import DoesNotFitError, NodeLostError, NotReadyError, UsageError, VramancerError
+from vramancer_cli.errors import (
+    DoesNotFitError,
+    NodeLostError,
+    NonFiniteError,
+    NotReadyError,
+    UsageError,
+    VramancerError,
+)
 from vramancer_cli.runtime.generation import WAIT_S
 from vramancer_cli.runtime.session import MOST_FAILURES
 from vramancer_cli.runtime.worker import LEAVE_S
@@ -185,6 +192,29 @@ def test_an_answer_at_which_stages_fail_is_not_tried_for_ever_and_the_others_go_
             await cluster.ask([666], 5)
         await whole(running)
         assert 1 < cluster.plan.epoch - epoch <= 2 * (MOST_FAILURES + 1)
+
+    play(scene, ROOMY, ROOMY, head_bytes=1000, stages=2)
+
+
+def test_an_answer_at_which_the_head_itself_fails_ends_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one whose values are not finite, or for whose prompt the head has no memory."""
+    embed = ArithmeticEnds.embed
+
+    def failing(self: ArithmeticEnds, step: Step, token_ids: Sequence[int]) -> list[int]:
+        if 666 in token_ids:
+            raise NonFiniteError
+        return embed(self, step, token_ids)
+
+    monkeypatch.setattr(ArithmeticEnds, "embed", failing)
+
+    async def scene(cluster: SimulatedCluster) -> None:
+        running = asking(cluster)
+        await asyncio.sleep(0.5)
+        with pytest.raises(VramancerError, match="not finite") as caught:
+            await cluster.ask([666], 5)
+        assert not isinstance(caught.value, NodeLostError | NotReadyError)
+        await whole(running)
+        assert all(record.alive for record in cluster.coordinator.state.nodes.values())
 
     play(scene, ROOMY, ROOMY, head_bytes=1000, stages=2)
 

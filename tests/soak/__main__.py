@@ -1,6 +1,6 @@
 """Traffic on a real cluster, and a random fault every so often; afterwards every request is held against the truth.
 
-    python -m tests.soak [--minutes N] [--seed N] [--every SECONDS]
+    python -m tests.soak [--minutes N] [--seed N] [--every SECONDS] [--folder FOLDER]
 
 A head and three workers, each of which can be spared, on this machine; the workers reach the head through a proxy that
 hurts what passes. Writes the report beside the results of the benchmarks, as Markdown and as JSON; exits with 1 for a
@@ -15,7 +15,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
@@ -41,12 +41,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=float, default=20.0)
+    parser.add_argument("--folder", help="where the nodes' folders and logs stay; else they go")
     options = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory() as folder, local_cluster(Path(folder), memory=MEMORY) as cluster:
+    with (
+        tempfile.TemporaryDirectory() as passing,
+        local_cluster(Path(options.folder or passing), memory=MEMORY) as cluster,
+    ):
         cluster.start_head()
         with fault_proxy(cluster.head.node_port, seed=options.seed) as proxy:
             for number in range(WORKERS):
-                cluster.workers.append(cluster.new_worker(f"worker-{number + 1}", port=proxy.port))
+                cluster.workers.append(cluster.new_worker(f"worker-{number + 1}", at=f"127.0.0.1:{proxy.port}"))
             history = soak(cluster, proxy, options.minutes * 60, options.seed, options.every)
     command = f"make soak MINUTES={options.minutes:g} SEED={options.seed}"
     report = markdown(history, options.minutes, command)
@@ -89,10 +93,11 @@ def warm_up(cluster: LocalCluster, proxy: FaultProxy, seed: int) -> None:
 
 
 def hurt_again_and_again(harm: Harm, history: History, began_s: float, seconds: float, every_s: float) -> None:
-    kinds = list(harm.kinds.items())
+    bag: list[tuple[str, Callable[[], None]]] = []
     while time.monotonic() - began_s < seconds:
         at_s = time.monotonic()
-        name, hurt = harm.rng.choice(kinds)
+        bag = bag or harm.rng.sample(kinds := list(harm.kinds.items()), len(kinds))  # each as often as the others
+        name, hurt = bag.pop()
         print(f"{at_s - began_s:7.1f} s  {name}", flush=True)
         hurt()
         left_s = at_s + every_s - time.monotonic()
@@ -129,7 +134,8 @@ def check_afterwards(cluster: LocalCluster, history: History, ended: bool) -> No
     try:
         whole(cluster)
     except (VramancerError, TimeoutError) as error:
-        history.complaints.append(f"the cluster is not whole again: {error}")
+        nodes = "; ".join(f"{node.name}: {node.state}, {node.why}" for node in cluster.client.status().nodes)
+        history.complaints.append(f"the cluster is not whole again: {error}; {nodes}")
     time.sleep(CALM_S)
     status = cluster.client.status()
     if status.running or status.waiting:

@@ -182,10 +182,14 @@ class ServingStarted:
 
 @dataclass(frozen=True, slots=True)
 class ServingBroke:
-    """Something failed on the head itself while it served `epoch`: the plan cannot go on."""
+    """Something failed on the head itself while it served `epoch`: the plan cannot go on.
+
+    `in_step`: at what it was given to compute, as a worker's stage may.
+    """
 
     epoch: int
     reason: str
+    in_step: bool = False
 
 
 @dataclass(frozen=True, slots=True)

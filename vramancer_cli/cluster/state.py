@@ -430,7 +430,7 @@ def _serving_started(state: State, epoch: int) -> State:
 def _serving_broke(state: State, event: events.ServingBroke) -> State:
     if state.active_plan is None or event.epoch != state.active_plan.epoch:
         return state
-    return _break(state, PlanBreak(event.reason, kind="error"))
+    return _break(state, PlanBreak(event.reason, kind="failed" if event.in_step else "error"))
 
 
 def _serving_stopped(state: State, event: events.ServingStopped) -> State:

@@ -21,15 +21,13 @@ from vramancer_cli.engine.stage import checked, release
 from vramancer_cli.engine.tensors import DTYPES
 from vramancer_cli.engine.trace import positions_for, trace_layers
 from vramancer_cli.engine.weights import HEAD_COPIES, Progress
-from vramancer_cli.errors import ModelError, VramancerError
+from vramancer_cli.errors import ModelError, NonFiniteError, VramancerError
 from vramancer_cli.models.readout import Readout, RowOutput
 from vramancer_cli.models.sampling import Draw
 
 
-class NonFiniteLogitsError(VramancerError):
+class NonFiniteLogitsError(NonFiniteError):
     """The model computed values that are not finite, so no next token can be chosen."""
-
-    hint = "Load the model with --dtype float32 or bfloat16."
 
 
 class EndsModel:

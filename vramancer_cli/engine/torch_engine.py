@@ -27,6 +27,7 @@ from vramancer_cli.engine.ranges import layer_ranges
 from vramancer_cli.engine.read_progress import Progress
 from vramancer_cli.engine.seam import HIDDEN, SCALES
 from vramancer_cli.engine.stage import PagedStage, load_stage
+from vramancer_cli.errors import NonFiniteError
 from vramancer_cli.models.facts import ModelFacts
 from vramancer_cli.models.weight_files import ByteRange, WeightFile
 
@@ -137,8 +138,13 @@ class TorchEngine:
 
     def to_buffers(self, boundary: Boundary, form: ActivationFormat = "plain") -> tuple[TensorBuffer, ...]:
         """The hidden states in `form`, the wider dtypes first, as the wire wants them. Raises LocalProtocolError for
-        one that may not cross it."""
+        one that may not cross it.
+
+        Raises NonFiniteError: whoever gets such values takes their sender for a liar.
+        """
         named = {HIDDEN: boundary.hidden, **boundary.beside}
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in named.values()):
+            raise NonFiniteError
         if form != "plain":
             named[HIDDEN], named[SCALES] = activations.rounded(boundary.hidden, form)
         widest_first = sorted(named.items(), key=lambda pair: -pair[1].itemsize)

@@ -19,7 +19,7 @@ from transport.types import NodeFacts, NodeId
 from vramancer_cli.cluster import events, membership, reconcile
 from vramancer_cli.cluster.board import service_state
 from vramancer_cli.cluster.state import State, apply, feeds, in_plan
-from vramancer_cli.errors import DoesNotFitError, NodeLostError, NotReadyError, UsageError
+from vramancer_cli.errors import DoesNotFitError, NodeLostError, NotReadyError, UsageError, VramancerError
 from vramancer_cli.models.facts import ModelFacts
 from vramancer_cli.planning.facts import DeviceCapacity, PlanSettings
 from vramancer_cli.planning.placement import place
@@ -343,8 +343,10 @@ class Coordinator:
         await self._generation.stop(self._told(action))
         self._note(events.RequestsEnded())
 
-    def _told(self, action: reconcile.StopServing | reconcile.EndRequests) -> NodeLostError | NotReadyError:
+    def _told(self, action: reconcile.StopServing | reconcile.EndRequests) -> VramancerError:
         """What those hear who wait, or whose answers end."""
+        if isinstance(action, reconcile.StopServing) and action.node is None and action.kind == "failed":
+            return VramancerError(action.reason)
         if action.node is None:
             return NotReadyError(action.reason)
         return NodeLostError(action.reason, node=self.state.nodes[action.node].facts.name)
@@ -416,14 +418,14 @@ class Coordinator:
 
     def _pipeline_failed(self, plan: Plan, node: NodeId, error: BaseException) -> None:
         if node == self._facts.node_id:
-            self._broke(plan, error)
+            self._broke(plan, error, in_step=True)
         elif self._stands(plan):
             self._faulted(node, error)
 
-    def _broke(self, plan: Plan, error: BaseException) -> None:
+    def _broke(self, plan: Plan, error: BaseException, *, in_step: bool = False) -> None:
         """Something failed on the head itself: stop honestly, then plan again."""
         self._log.error("generation stopped", exc_info=error)
-        self._note(events.ServingBroke(plan.epoch, str(error)))
+        self._note(events.ServingBroke(plan.epoch, str(error) or type(error).__name__, in_step))
 
 
 def _changes_room(before: State, after: State, event: events.Event) -> bool:

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from tests.helpers.stepping import Driver, Request, make_plan
+from vramancer_cli.engine.boundary import Boundary
 from vramancer_cli.engine.devices import DeviceError
 from vramancer_cli.engine.torch_engine import TorchEngine
+from vramancer_cli.errors import NonFiniteError
 from vramancer_cli.models.sampling import Sampling
 from vramancer_cli.runtime.contracts import Engine
 
@@ -66,3 +68,12 @@ def test_the_same_seed_gives_the_same_text_alone_and_in_a_crowd(engine: TorchEng
         driver.close()
     assert crowded.generated == alone.generated
     assert crowded.generated != others[0].generated[:12]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_never_leave_this_node(engine: TorchEngine, value: float):
+    hidden = torch.ones(3, 4)
+    assert engine.to_buffers(Boundary(hidden, {"ids": torch.ones(3, 1, dtype=torch.int64)}))
+    hidden[1, 2] = value
+    with pytest.raises(NonFiniteError, match="not finite"):
+        engine.to_buffers(Boundary(hidden, {}))

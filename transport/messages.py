@@ -567,7 +567,7 @@ class FetchLayersAhead(Message, frozen=True):
     """Head to worker: in idle time, fetch the weights of these layers of `plan`, which it would get if another node
     were lost. Replaces what was asked before; what comes in any other message goes first. An older worker skips it."""
 
-    type_id: ClassVar[int] = 41
+    type_id: ClassVar[int] = 31
     optional: ClassVar[bool] = True
     plan: Plan
     layers: Annotated[tuple[LayerRange, ...], msgspec.Meta(max_length=MAX_AHEAD)]
@@ -576,7 +576,7 @@ class FetchLayersAhead(Message, frozen=True):
 class AheadProgress(Message, frozen=True):
     """Worker to head: so many bytes of the layers that it was told to fetch ahead of time are on its disk."""
 
-    type_id: ClassVar[int] = 42
+    type_id: ClassVar[int] = 32
     optional: ClassVar[bool] = True
     epoch: Natural
     there_bytes: Natural

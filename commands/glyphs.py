@@ -25,6 +25,7 @@ _STATE_STYLES: Final = {
     "waiting": "yellow",
     "spare": "dim",
     "lost": "bold red",
+    "asleep": "dim",
     "failed": "bold red",
 }
 

@@ -162,7 +162,7 @@ def _device_row(device: DeviceStatus, sign: Text, figures_cells: int, glyphs: Gl
 
 
 def _node_row(node: NodeStatus, sign: Text, figures_cells: int, glyphs: Glyphs) -> tuple[Text, ...]:
-    faint = "dim" if node.state in ("lost", "quarantined", "spare") else ""
+    faint = "dim" if node.state in ("lost", "asleep", "quarantined", "spare") else ""
     return (
         Text.assemble(sign, " ", (plain(node.name), faint or "bold"), (" head" if node.role == "head" else "", "dim")),
         Text(plain(system_words(node.os)), style=faint),

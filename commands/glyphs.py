@@ -26,6 +26,7 @@ _STATE_STYLES: Final = {
     "spare": "dim",
     "quarantined": "bold red",
     "lost": "bold red",
+    "asleep": "dim",
     "failed": "bold red",
 }
 

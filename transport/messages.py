@@ -281,11 +281,13 @@ class Goodbye(Message, frozen=True):
     reason: str
 
 
-class Join(Message, frozen=True):
-    """Worker to head, first after Hello on a control link."""
+class Join(Message, frozen=True, omit_defaults=True):
+    """Worker to head, first after Hello on a control link. `slept_s`: for so long it stood still before, as a laptop
+    does that sleeps; 0: it did not."""
 
     type_id: ClassVar[int] = 3
     facts: NodeFacts
+    slept_s: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = 0.0
 
 
 class Welcome(Message, frozen=True):

@@ -333,7 +333,7 @@ async def _worker(settings: NodeSettings, on_ready: OnReady, parting: _Parting) 
         shelf = _shelf(settings)
         checkpoints = FetchedCheckpoints(devices[0], shelf, dial_bulk) if shelf else OwnCheckpoints()
         facts = partial(_facts, settings, credentials, devices)
-        worker = Worker(lambda: facts(endpoint.port), devices, checkpoints)
+        worker = Worker(lambda: facts(endpoint.port), devices, checkpoints, _clock_that_never_sleeps)
         endpoint = await _endpoint(stack, settings, credentials, _nobody_dials_a_worker, worker)
         api = await _api(stack, settings, Registry(), WorkerAdmin(worker, credentials.cluster), events)
         events.note(Kind.NODE_PORT_OPENED, listens=_places(endpoint), open_to="nodes")
@@ -344,6 +344,11 @@ async def _worker(settings: NodeSettings, on_ready: OnReady, parting: _Parting) 
         parting.leave = worker.leave
         with enrolment.forgetting_when_removed(folder, credentials.cluster):
             await worker.stay(endpoint, finder.find, credentials.head, finder.remember, renewal)
+
+
+def _clock_that_never_sleeps() -> float:
+    """Seconds, also those in which the machine was asleep, which Linux leaves out of the monotonic clock."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
 async def _nobody_dials_a_worker(link: ControlLink) -> None:

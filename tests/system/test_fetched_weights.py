@@ -72,7 +72,7 @@ class Scene:
         self.shelf = kept_weights.shelf_in(folder / "worker-cache")
         ports = ["--port", "0", "--node-port", "0", "--memory", "24MiB"]
         offline = {"HF_HUB_OFFLINE": "1", "HOME": str(folder / "nobody")}
-        head = ["start", "--master", "--model", "org/tiny", "--dtype", "float32", "--name", "head"]
+        head = ["start", "--master", "--model", "org/tiny", "--dtype", "float32", "--prefer", "room", "--name", "head"]
         self.arguments = [*ports, "--name", "worker", "--cache-dir", str(folder / "worker-cache")]
         self.without = {**offline, "HF_HOME": str(folder / "empty")}
         self.head = NodeProcess.launch(

@@ -159,6 +159,18 @@ def test_a_silent_worker_is_given_up_in_time_and_comes_back_when_it_wakes(
         assert holding(whole) == {"head", "worker-1"}
     finally:
         victim.process.send_signal(signal.SIGCONT)
+    whole.wait_ready(3)
+    assert victim.output.count(" joined ") == 2, "by itself, without a code"
+    assert "; slept " in next(node.why for node in whole.client.status().nodes if node.name == "worker-2")
+    victim.process.send_signal(signal.SIGSTOP)
+    try:
+        until = time.monotonic() + 10
+        while (state := next(n for n in whole.client.status().nodes if n.name == "worker-2").state) != "asleep":
+            assert time.monotonic() < until, f"it is {state}"
+            time.sleep(0.1)
+    finally:
+        victim.process.send_signal(signal.SIGCONT)
+    whole.wait_ready(3)
 
 
 @pytest.mark.faults

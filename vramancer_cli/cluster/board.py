@@ -213,7 +213,7 @@ def _node_state(state: State, node: NodeId) -> NodeState:
     if record.quarantine is not None:
         return "quarantined"
     if not record.alive:
-        return "lost"
+        return "asleep" if record.asleep else "lost"
     if record.resting or mismatch(state, record) is not None or (record.draining and not in_plan(state, node)):
         return "spare"
     if plan is None or state.broken is not None or node not in plan.reasons:
@@ -230,6 +230,9 @@ def _why(state: State, node: NodeId, now: float) -> str:
     if record.quarantine is not None:
         left_s = math.ceil(max(0.0, record.quarantine.until - now))
         return f"quarantined for another {left_s} s: {record.quarantine.reason}"
+    if record.asleep:
+        asleep_s = max(0.0, now - record.last_heard)
+        return f"asleep for {asleep_s:.0f} s, as before; it comes back by itself when it wakes"
     if not record.alive:
         return f"lost {max(0.0, now - record.last_heard):.0f} s ago: {record.note}"
     different = mismatch(state, record)
@@ -241,11 +244,12 @@ def _why(state: State, node: NodeId, now: float) -> str:
         left_min = math.ceil(max(0.0, record.trouble.resting_until - now) / 60)
         return f"not used for another {left_min} min: {_failures(record)}"
     if record.usual_limits:
-        now, usual = (format_bytes(sum(limits)) for limits in (record.limits, record.usual_limits))
-        return f"can hold {now} of its {usual} now: other programs have taken the rest, or a device is gone"
+        present, usual = (format_bytes(sum(limits)) for limits in (record.limits, record.usual_limits))
+        return f"can hold {present} of its {usual} now: other programs have taken the rest, or a device is gone"
     if plan is not None and node in plan.reasons:
         refused = f"; it refused before: {record.note}" if record.note else ""
-        return plan.reasons[node] + refused
+        slept = f"; slept {record.slept_s:.0f} s before it came back" if record.slept_s else ""
+        return plan.reasons[node] + refused + slept
     if record.note:
         return f"refused: {record.note}"
     return _why_joined(state, node)

@@ -23,11 +23,15 @@ class ModelChosen:
 
 @dataclass(frozen=True, slots=True)
 class NodeJoined:
-    """A node proved who it is. One that was here before starts afresh; what it still holds, nobody here knows."""
+    """A node proved who it is. One that was here before starts afresh; what it still holds, nobody here knows.
+
+    `slept_s`: it stood still for so long before, by its own clock; 0: it did not.
+    """
 
     facts: NodeFacts
     at: float
     is_head: bool
+    slept_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +48,15 @@ class NodeHeard:
 class NodeLost:
     """A node's link ended, or it fell silent. The head is never lost to itself.
 
-    `failed`: its stage could not go on, by its own word. A node lost while it loads has failed in any case.
+    `silent`: nothing was heard of it, and its link did not end. `failed`: its stage could not go on, by its own word. A
+    node lost while it loads has failed in any case.
     """
 
     node: NodeId
     reason: str
     at: float
     failed: bool = False
+    silent: bool = False
 
 
 @dataclass(frozen=True, slots=True)

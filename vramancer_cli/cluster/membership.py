@@ -19,7 +19,7 @@ def silent(state: State, now: float, interval_s: float, missed: int = MISSED_HEA
     """The nodes not heard for more than `missed` intervals, as events; never the head, by node id."""
     deadline_s = missed * interval_s
     return tuple(
-        NodeLost(node, f"silent for {now - record.last_heard:.1f} s", now)
+        NodeLost(node, f"silent for {now - record.last_heard:.1f} s", now, silent=True)
         for node, record in sorted(state.nodes.items())
         if record.alive and not record.is_head and now - record.last_heard > deadline_s
     )

@@ -76,7 +76,8 @@ class NodeRecord:
     least lately, which is the network's share of it; `load_bytes_per_s`: how fast it loaded its last stage of which it
     held nothing before (both 0: not measured yet). `usual_limits`: what `limits` were before other programs took
     memory, if they did; `differs_since`: what the node says that it can hold is something else (see `shrink`).
-    `ahead_bytes`: of the layers that it would get if another were lost, on its disk by now, and in all.
+    `ahead_bytes`: of the layers that it would get if another were lost, on its disk by now, and in all. `slept_s`: the
+    last time that it told of; `asleep`: it has slept before, and has fallen silent again.
     """
 
     facts: NodeFacts
@@ -98,6 +99,8 @@ class NodeRecord:
     ahead_bytes: tuple[int, int] = (0, 0)
     usual_limits: tuple[int, ...] = ()
     differs_since: float | None = None
+    slept_s: float = 0.0
+    asleep: bool = False
 
     @property
     def resting(self) -> bool:

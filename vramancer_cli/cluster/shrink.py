@@ -38,7 +38,7 @@ def shrunk(record: NodeRecord, load: NodeLoad, at: float) -> NodeRecord:
 
 
 def _holdable(usual: tuple[int, ...], load: NodeLoad) -> tuple[int, ...]:
-    """What the node says, no more than usual; the usual where it says nothing. What is nearly the usual is the usual."""
+    """What the node says, no more than usual; the usual where it says nothing, or nearly that."""
     said = [device.holdable_bytes for device in load.devices]
     pairs = zip(usual, (*said, *[None] * (len(usual) - len(said))), strict=False)
     return tuple(limit if now is None or now >= limit * (1 - SHARE) else now for limit, now in pairs)

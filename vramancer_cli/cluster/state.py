@@ -170,8 +170,9 @@ def _joined(state: State, event: events.NodeJoined) -> State:
     before = state.nodes.get(node)
     trouble = before.trouble if before is not None else Trouble()
     limits = tuple(max(0, device.limit_bytes) for device in event.facts.devices)
+    slept_s = event.slept_s or (before.slept_s if before is not None else 0.0)
     record = NodeRecord(event.facts, is_head, event.at, event.at, limits, trouble=trouble, may_hold=not is_head)
-    record = replace(record, quarantine=before.quarantine if before is not None else None)
+    record = replace(record, quarantine=before.quarantine if before is not None else None, slept_s=slept_s)
     if in_plan(state, node):
         state = _break(state, PlanBreak(f"'{event.facts.name}' started again", node))
     last_join_at = max(state.last_join_at, event.at)
@@ -203,6 +204,7 @@ def _lost(state: State, event: events.NodeLost) -> State:
     failed = event.failed or (record.stage is not None and record.stage.status == "loading")
     trouble = record.trouble.after(event.at, event.reason) if failed else record.trouble
     lost = replace(record, status="lost", stage=None, note=event.reason, trouble=trouble, may_hold=False)
+    lost = replace(lost, asleep=event.silent and record.slept_s > 0)
     state = _with(state, replace(lost, last_heard=max(record.last_heard, event.at)))
     if not in_plan(state, event.node):
         return state

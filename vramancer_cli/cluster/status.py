@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final, Literal
 
 ServiceState = Literal["waiting", "loading", "ready", "failed"]
-NodeState = Literal["joined", "loading", "ready", "spare", "quarantined", "lost"]
+NodeState = Literal["joined", "loading", "ready", "spare", "asleep", "quarantined", "lost"]
 
 
 @dataclass(frozen=True, slots=True)

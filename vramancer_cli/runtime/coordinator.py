@@ -130,7 +130,7 @@ class Coordinator:
             if (self._generation.running, self._generation.waiting) != (self.state.running, self.state.waiting):
                 self.activity()
             for lost in (*membership.silent(self.state, now, HEARTBEAT_S), *membership.stuck(self.state, now)):
-                self._members.lose(lost.node, lost.reason)
+                self._members.lose(lost.node, lost.reason, silent=lost.silent)
             for free in (*membership.rested(self.state, now), *membership.released(self.state, now)):
                 self._note(free)
 

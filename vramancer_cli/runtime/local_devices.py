@@ -51,9 +51,8 @@ def node_load(devices: Sequence[LocalDevice], steps: int, links: tuple[LinkLoad,
 
 
 def _load(engine: Engine) -> DeviceLoad:
-    return DeviceLoad(
-        engine.used_bytes, engine.layer_tokens, engine.layer_s, engine.layer_token_s, engine.holdable_bytes
-    )
+    counts = engine.used_bytes, engine.layer_tokens
+    return DeviceLoad(*counts, engine.layer_s, engine.layer_token_s, engine.holdable_bytes)
 
 
 def along(legs: Sequence[Leg], value: Any, trace: StepTrace, done: Done) -> None:

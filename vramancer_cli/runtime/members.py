@@ -138,7 +138,7 @@ class Members:
                 self._note_security(Kind.COPY_REFUSED, link, join.facts)
             await link.send(refusal)
             return
-        await self._serve(link, join.facts)
+        await self._serve(link, join)
 
     async def _first_words(self, link: ControlLink) -> Join:
         """Raises TimeoutError, LinkClosedError, RemoteProtocolError."""
@@ -177,13 +177,13 @@ class Members:
             self._lose_member(facts.node_id, old, "it joined again")
         return None
 
-    async def _serve(self, link: ControlLink, facts: NodeFacts) -> None:
-        node = facts.node_id
+    async def _serve(self, link: ControlLink, join: Join) -> None:
+        facts, node = join.facts, join.facts.node_id
         member = self._members[node] = _Member(facts.name, len(facts.devices), link)
         try:
             await link.send(Welcome(self._cluster, self._facts.node_id, self._facts.addresses, HEARTBEAT_S))
             await link.send(self._roll())
-            self._joined(link, member, facts)
+            self._joined(link, member, facts, join.slept_s)
             await self._registrar.off_loop(partial(self._registrar.named, node, facts.name))
             async with task_group() as group:
                 group.create_task(self._send_out(member), name=f"send-{facts.name}")
@@ -207,11 +207,11 @@ class Members:
                     await member.control.send(Removed())
         await member.control.close(member.reason)
 
-    def _joined(self, link: ControlLink, member: _Member, facts: NodeFacts) -> None:
+    def _joined(self, link: ControlLink, member: _Member, facts: NodeFacts, slept_s: float) -> None:
         if member.ended.is_set():
             return  # it joined again while it was being welcomed
         facts = msgspec.structs.replace(facts, addresses=_dialable(link.address, facts.addresses))
-        self._note(events.NodeJoined(facts, at=self._loop.time(), is_head=False))
+        self._note(events.NodeJoined(facts, self._loop.time(), is_head=False, slept_s=slept_s))
         devices = " + ".join(str(device.facts) for device in facts.devices)
         self._log.info("node joined", name=facts.name, node=facts.node_id, devices=devices)
         self._note_security(Kind.JOINED, link, facts)
@@ -283,11 +283,11 @@ class Members:
 
     # --- losing -------------------------------------------------------------------------------------------------
 
-    def lose(self, node: NodeId, reason: str) -> None:
-        """End the node's link, if it has one; its own program may join again."""
+    def lose(self, node: NodeId, reason: str, *, silent: bool = False) -> None:
+        """End the node's link, if it has one; its own program may join again. `silent`: it was not heard of."""
         member = self._members.get(node)
         if member is not None:
-            self._lose_member(node, member, reason)
+            self._lose_member(node, member, reason, silent=silent)
 
     def quarantine(self, node: NodeId, reason: str) -> None:
         """It sent what the protocol does not allow: it is planned without for a while, and its link ends."""
@@ -310,7 +310,9 @@ class Members:
     def _roll(self) -> Roll:
         return Roll(tuple(sorted(self._registrar.removed)), self._registrar.now())
 
-    def _lose_member(self, node: NodeId, member: _Member, reason: str, *, failed: bool = False) -> None:
+    def _lose_member(
+        self, node: NodeId, member: _Member, reason: str, *, failed: bool = False, silent: bool = False
+    ) -> None:
         if member.ended.is_set():
             return
         del self._members[node]
@@ -318,7 +320,7 @@ class Members:
         member.ended.set()
         self._answered.set()
         self._log.warning("node lost", name=member.name, reason=reason)
-        self._note(events.NodeLost(node, reason, self._loop.time(), failed))
+        self._note(events.NodeLost(node, reason, self._loop.time(), failed, silent))
 
     # --- what is told to them -----------------------------------------------------------------------------------
 

@@ -55,6 +55,8 @@ RETRY_FIRST_S = 0.5
 RETRY_LAST_S = 1.0
 """With a look on the network (3 s) between two tries, a head that is back is found within 5 s."""
 RENEWAL_LOOK_S = 3600.0
+ASLEEP_S = 1.0
+"""So much later than its time comes nothing that only had to wait for a busy processor."""
 LEAVE_S = 12.0
 """What handing its layers over may keep a node from its end; 'vramancer stop' waits a little longer."""
 
@@ -81,7 +83,11 @@ class Worker:
         facts: Callable[[], NodeFacts],
         devices: Sequence[LocalDevice],
         checkpoints: Checkpoints | None = None,
+        clock: Callable[[], float] | None = None,
     ) -> None:
+        """`clock`: one that goes on while the machine sleeps, where the loop's own does not."""
+        self.clock = clock or asyncio.get_running_loop().time
+        self.slept_s = 0.0  # not told to a head yet
         self._facts = facts
         self._devices = devices
         self._log = log.get("worker")
@@ -166,7 +172,7 @@ class Worker:
             await link.close("the worker left")
 
     async def _join(self, link: ControlLink) -> Welcome:
-        await link.send(Join(self._facts()))
+        await link.send(Join(self._facts(), self.slept_s))
         async with asyncio.timeout(JOIN_DEADLINE_S):
             answer = await link.receive()
         if isinstance(answer, Removed):
@@ -175,7 +181,7 @@ class Worker:
             raise RefusedByHeadError(answer.reason, hint=answer.hint)
         if not isinstance(answer, Welcome):
             raise RemoteProtocolError("The head did not answer the Join.")
-        self.cluster = answer.cluster
+        self.cluster, self.slept_s = answer.cluster, 0.0
         self._log.info("joined", cluster=answer.cluster)
         return answer
 
@@ -270,11 +276,16 @@ class _Session:
             await asyncio.sleep(RENEWAL_LOOK_S)
 
     async def _receive(self) -> Message:
+        before_s = self._worker.clock()
         try:
             async with asyncio.timeout(self._silence_s):
                 return await self._link.receive()
         except TimeoutError:
             raise LinkClosedError("The head is silent.") from None
+        finally:
+            waited_s = self._worker.clock() - before_s
+            if waited_s > self._silence_s + ASLEEP_S:  # the timeout would have ended it: this program stood still
+                self._worker.slept_s = waited_s
 
     def _obey(self, group: asyncio.TaskGroup, message: Message) -> None:
         match message:

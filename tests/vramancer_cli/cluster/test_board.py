@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from tests.helpers.cluster_bench import ClusterBench
 from tests.helpers.planning_values import HEAD, MIB, model_facts, node_facts, node_id, node_load, settings
-from transport.messages import LinkLoad
+from transport.messages import DeviceLoad, LinkLoad, NodeLoad
 from transport.types import Versions
 from vramancer_cli.cluster import events
 from vramancer_cli.cluster.board import cluster_status
@@ -164,6 +164,31 @@ def test_the_head_is_never_quarantined() -> None:
     bench.note(events.NodeQuarantined(HEAD, "no magic", bench.now))
     assert board(bench).state == "ready"
     assert node(bench, HEAD).state == "ready"
+
+
+def test_one_that_has_slept_before_and_falls_silent_is_asleep_and_one_that_dies_is_lost() -> None:
+    bench = bench_of(60, 60, 60)
+    bench.run_until_quiet()
+    bench.note(events.NodeLost(ONE, "silent for 3.1 s", bench.now, silent=True))
+    assert node(bench, ONE).state == "lost", "nobody knows yet that it sleeps"
+    bench.note(events.NodeJoined(node_facts(1, 60 * MIB), bench.now, is_head=False, slept_s=42.0))
+    bench.run_until_quiet()
+    assert node(bench, ONE).why.endswith("; slept 42 s before it came back")
+    bench.note(events.NodeLost(ONE, "silent for 3.1 s", bench.now, silent=True))
+    assert node(bench, ONE).state == "asleep"
+    assert "comes back by itself" in node(bench, ONE).why
+    bench.note(events.NodeJoined(node_facts(1, 60 * MIB), bench.now, is_head=False))
+    bench.note(events.NodeLost(ONE, "its link was reset", bench.now))
+    assert node(bench, ONE).state == "lost"
+
+
+def test_a_node_whose_memory_others_took_says_how_much_is_left() -> None:
+    bench = bench_of(60, 60, 60)
+    bench.run_until_quiet()
+    load = NodeLoad((DeviceLoad(0, 0, holdable_bytes=20 * MIB),), 0)
+    for second in range(5):
+        bench.note(events.NodeHeard(ONE, bench.now + second, load, 0.001))
+    assert node(bench, ONE).why.startswith("can hold 20.0 MiB of its 60.0 MiB now")
 
 
 def test_too_little_memory_is_waiting_with_the_planners_sentence() -> None:

@@ -27,7 +27,7 @@ def test_who_was_heard_stays_and_who_is_lost_is_not_lost_again() -> None:
     bench = bench_of_three()
     bench.note(events.NodeHeard(node_id(1), 14.0, node_load(0, 0, 0), 0.01))
     lost = silent(bench.state, 15.0, 1.0)
-    assert lost == (events.NodeLost(node_id(2), "silent for 5.0 s", 15.0),)
+    assert lost == (events.NodeLost(node_id(2), "silent for 5.0 s", 15.0, silent=True),)
     bench.note(lost[0])
     assert silent(bench.state, 15.0, 1.0) == ()
 

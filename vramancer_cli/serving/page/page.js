@@ -318,7 +318,7 @@ function showState(state, words) {
 
 function showCluster(status) {
   const held = holders(status);
-  const here = status.nodes.filter((node) => node.state !== "lost").length;
+  const here = status.nodes.filter((node) => !["lost", "asleep"].includes(node.state)).length;
   showState(status.state, status.state);
   $("summary").textContent = `${plural(here, "machine")}, ${plural(status.layer_count, "layer")}`;
   $("welcome-line").textContent = status.state === "ready"

@@ -237,6 +237,7 @@ def namespace() -> Iterator[tuple[str, str]]:
     """(this host, the other one) of a veth pair whose far end lies in a network namespace."""
     near, far = "10.231.7.1", "10.231.7.2"
     inside = f"ip netns exec {NAMESPACE}"
+    _end_namespace()  # of a run that was killed
     try:
         _run(f"ip netns add {NAMESPACE}")
         _run(f"ip link add vrmb0 type veth peer name vrmb1 netns {NAMESPACE}")
@@ -246,7 +247,11 @@ def namespace() -> Iterator[tuple[str, str]]:
         )
         yield near, far
     finally:
-        subprocess.run(["ip", "netns", "del", NAMESPACE], check=False)
+        _end_namespace()
+
+
+def _end_namespace() -> None:
+    subprocess.run(["ip", "netns", "del", NAMESPACE], check=False, stderr=subprocess.DEVNULL, timeout=20)
 
 
 def _limit(rate: int) -> None:

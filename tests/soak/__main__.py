@@ -52,12 +52,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             for number in range(WORKERS):
                 cluster.workers.append(cluster.new_worker(f"worker-{number + 1}", at=f"127.0.0.1:{proxy.port}"))
             history = soak(cluster, proxy, options.minutes * 60, options.seed, options.every)
-    command = f"make soak MINUTES={options.minutes:g} SEED={options.seed}"
-    report = markdown(history, options.minutes, command)
+            write_report(history, options.minutes, options.seed)
+    return 1 if lies(history) or leaks(history) or history.complaints else 0
+
+
+def write_report(history: History, minutes: float, seed: int) -> None:
+    command = f"make soak MINUTES={minutes:g} SEED={seed}"
+    report = markdown(history, minutes, command)
     (RESULTS / "soak.md").write_text(report)
     (RESULTS / "soak.json").write_text(json.dumps(summary(history), indent=1) + "\n")
-    print(report)
-    return 1 if lies(history) or leaks(history) or history.complaints else 0
+    print(report, flush=True)
 
 
 def soak(cluster: LocalCluster, proxy: FaultProxy, seconds: float, seed: int, every_s: float) -> History:

@@ -164,6 +164,7 @@ def test_what_nobody_waits_for_any_more_stops_on_every_node(loaded: LocalCluster
     assert [node.layer_tokens for node in loaded.client.status(fresh=True).nodes] == done
 
 
+@pytest.mark.faults
 def test_more_than_the_queue_holds_is_refused_with_a_time(loaded: LocalCluster) -> None:
     def post(_: int) -> tuple[int, str | None]:
         connection = http.client.HTTPConnection(*api(loaded), timeout=120)

@@ -171,7 +171,7 @@ def _prefill(hosts: Hosts, count: int, options: argparse.Namespace, told: dict[s
     return round(seconds, 3)
 
 
-def start(cluster: LocalCluster, model: Path, shape: Shape, options: argparse.Namespace, cores: Sequence[int]) -> None:
+def start(cluster: LocalCluster, model: Path, options: argparse.Namespace, cores: Sequence[int]) -> None:
     """Equal hosts: of what two of them need together, each lends half."""
     own = ("--device", "cpu", "--dtype", "bfloat16", "--memory", options.memory if len(cores) > 1 else "8GiB")
     with on_cores((cores[0],)):

@@ -74,6 +74,22 @@ quality: $(READY)
 bench-quant: $(READY)
 	@$(BIN)/python -m bench.quant
 
+.PHONY: bench bench-full bench-gpu
+
+# Beside llama.cpp and transformers on this machine, cell by cell, and how speed grows; into bench/results/. Linux, 2 cores,
+# 8 GB of memory, 8 GB of disk in .bench/, half an hour; the first time 15 minutes more: llama.cpp is built (Debian: cmake, g++).
+# Delay and bandwidth need root and iproute2. ARGS="--cells DE --bits 8 --add": these cells again.
+bench: $(READY)
+	@$(BIN)/python -m bench.table $(ARGS)
+
+# The whole matrix, for hours; goes on where it was stopped. ARGS="--processes 2 --ways 5ms": a part of it.
+bench-full: $(READY)
+	@$(BIN)/python -m bench.table.matrix $(ARGS)
+
+# A Llama of 8 billion random weights on a CUDA GPU, against what the GPU can do.
+bench-gpu: $(READY)
+	@$(BIN)/python -m bench.gpu $(ARGS)
+
 report: $(READY)
 	@$(BIN)/python -m build_scripts.house_report
 

@@ -60,9 +60,13 @@ class Row:
 
 def table(rows: Sequence[Row], compared: tuple[str, str]) -> str:
     """Markdown, ending with a newline. `compared`: what was measured, and what with."""
-    head = ("", *compared, "ratio", "goal", "")
-    lines = [head, ("---",) * len(head), *map(_cells, rows)]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    return markdown_table([("", *compared, "ratio", "goal", ""), *map(_cells, rows)])
+
+
+def markdown_table(lines: Sequence[Sequence[str]]) -> str:
+    """The first line is the head."""
+    head, *rows = lines
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, ("---",) * len(head), *rows))
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -130,11 +130,18 @@ class LocalCluster:
         self.head.wait_live()
         return self.head
 
-    def add_worker(self, *extra: str, discover: bool = False) -> NodeProcess:
-        """Join with a fresh code: by mDNS, or by the head's address."""
+    def add_worker(
+        self,
+        *extra: str,
+        discover: bool = False,
+        host: str = "127.0.0.1",
+        place: AbstractContextManager[object] | None = None,
+    ) -> NodeProcess:
+        """Join with a fresh code: by mDNS, or by the head's address on `host`. What is launched inherits `place`: the
+        cores, or the network, that this thread has in it."""
         code, _ = self.client.invite()
         name = f"worker-{len(self.workers) + 1}"
-        where = ["--auto-discover"] if discover else [f"127.0.0.1:{self.head.node_port}"]
+        where = ["--auto-discover"] if discover else [f"{host}:{self.head.node_port}"]
         arguments = [
             "join",
             *where,
@@ -149,7 +156,8 @@ class LocalCluster:
             *self._memory(),
             *extra,
         ]
-        worker = NodeProcess.launch(self.folder / name, arguments, self.threads)
+        with place or nullcontext():
+            worker = NodeProcess.launch(self.folder / name, arguments, self.threads)
         self.workers.append(worker)
         return worker
 

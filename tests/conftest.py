@@ -28,7 +28,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared machine")
 
-ALLOWED_SKIPS = ("needs a CUDA device", "needs Windows", "needs macOS", "needs Linux", "needs a systemd user manager")
+ALLOWED_SKIPS = (
+    "needs a CUDA device", "needs Windows", "needs macOS", "needs Linux", "needs a systemd user manager",
+    "needs network namespaces",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

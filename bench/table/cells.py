@@ -49,6 +49,9 @@ CELLS: Final = (
 )  # fmt: skip
 
 
+BITS: Final[tuple[Bits, ...]] = (8, 4)
+
+
 class Formats(NamedTuple):
     """What both sides hold the layers' weights in, at equal bits per weight."""
 

@@ -12,7 +12,7 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 from safetensors import safe_open
 
-from bench.table.model import Shape, tokenizer
+from bench.table.model import ROPE_THETA, Shape, tokenizer
 
 KINDS: Final = {"Q8_0": Kind.Q8_0, "Q4_0": Kind.Q4_0}
 
@@ -71,7 +71,7 @@ def _add_config(writer: gguf.GGUFWriter, shape: Shape) -> None:
     writer.add_head_count_kv(shape.kv_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_dimension_count(shape.hidden // shape.heads)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_rope_freq_base(ROPE_THETA)
     writer.add_vocab_size(shape.vocabulary)
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, Protocol
 
 from bench.table import peer_llama
-from bench.table.cells import FORMATS, Bits, Cell, Setting, Work
-from bench.table.model import Shape
-from bench.table.ours import running
+from bench.table.cells import Bits, Cell, Setting, Work
+from bench.table.ours import Place, running
 from bench.table.peer_llama import LlamaCpp
+from bench.table.preparing import Bench
+from bench.table.streams import NotMeasuredError
 
 CORES: Final[Mapping[Setting, tuple[tuple[int, ...], ...]]] = {"one process": ((),), "two hosts": ((0,), (1,))}
 """Where a setting's nodes run; () is all cores."""
@@ -42,19 +42,8 @@ class Pairs:
     arrangement: str
 
 
-@dataclass(frozen=True, slots=True)
-class Bench:
-    """What a run has: where models and folders lie, llama.cpp's programs, which model."""
-
-    shape: Shape
-    checkpoint: Path
-    ggufs: Mapping[Bits, Path]
-    programs: Path
-    folder: Path
-
-
 def measure(bench: Bench, cells: Sequence[Cell], bits: Bits, say: Callable[[str], None]) -> Iterator[Pairs]:
-    """`cells` are all of one setting."""
+    """`cells` are all of one setting. One of which nothing could be measured is left out, and said."""
     setting = cells[0].setting
     say(f"{bits} bit, {setting}: starting")
     with ExitStack() as stack:
@@ -62,12 +51,29 @@ def measure(bench: Bench, cells: Sequence[Cell], bits: Bits, say: Callable[[str]
         alone = stack.enter_context(_alone(bench, bits)) if _is_compared_alone(cells) else {}
         llama = stack.enter_context(_llama(bench, bits, setting))
         for cell in cells:
-            peers = llama if cell.peer == "llama.cpp" else alone
-            name, peer = best(peers, cell.work)
-            pairs = [(rate(ours, cell.work), rate(peer, cell.work)) for _ in range(cell.repetitions)]
-            mine, others = zip(*pairs, strict=True)
-            say(f"{bits} bit, {cell.letter}: {_figures(mine)} / {_figures(others)}  ({name})")
-            yield Pairs(cell, bits, mine, others, name)
+            try:
+                found = _pairs(cell, bits, ours, llama if cell.peer == "llama.cpp" else alone)
+            except NotMeasuredError as error:
+                say(f"{bits} bit, {cell.letter}: not measured: {error}")
+                continue
+            say(f"{bits} bit, {cell.letter}: {_figures(found.ours)} / {_figures(found.theirs)}  ({found.arrangement})")
+            yield found
+
+
+def _pairs(cell: Cell, bits: Bits, ours: Measurable, peers: Mapping[str, Measurable]) -> Pairs:
+    """Raises NotMeasuredError where one of the pairs failed twice."""
+    name, peer = best(peers, cell.work)
+    pairs = [_pair(ours, peer, cell.work) for _ in range(cell.repetitions)]
+    mine, others = zip(*pairs, strict=True)
+    return Pairs(cell, bits, mine, others, name)
+
+
+def _pair(ours: Measurable, peer: Measurable, work: Work) -> tuple[float, float]:
+    """A second time where the first one went wrong: a stream may come late on a busy machine."""
+    try:
+        return rate(ours, work), rate(peer, work)
+    except NotMeasuredError:
+        return rate(ours, work), rate(peer, work)
 
 
 def best(peers: Mapping[str, Measurable], work: Work) -> tuple[str, Measurable]:
@@ -88,18 +94,16 @@ def _is_compared_alone(cells: Sequence[Cell]) -> bool:
 
 @contextmanager
 def _ours(bench: Bench, bits: Bits, setting: Setting) -> Iterator[Measurable]:
-    cores = CORES[setting]
-    threads = 1 if cores[0] else 2
-    folder = bench.folder / f"ours-{bits}-{len(cores)}"
-    with running(folder, bench.checkpoint, bench.shape, FORMATS[bits].ours, cores, threads) as ours:
+    places = [Place(cores) for cores in CORES[setting]]
+    threads = 1 if places[0].cores else 2
+    with running(bench.folder, bench.serving(bits), places, threads) as ours:
         yield ours
 
 
 @contextmanager
 def _alone(bench: Bench, bits: Bits) -> Iterator[dict[str, Measurable]]:
-    cores = CORES["two hosts"][:1]
-    folder = bench.folder / f"alone-{bits}"
-    with running(folder, bench.checkpoint, bench.shape, FORMATS[bits].ours, cores) as ours:
+    place = Place(CORES["two hosts"][0])
+    with running(bench.folder, bench.serving(bits), [place]) as ours:
         yield {"one node of one thread": ours}
 
 
@@ -112,9 +116,9 @@ def _llama(bench: Bench, bits: Bits, setting: Setting) -> Iterator[dict[str, Mea
         yield {"one process": LlamaCpp(programs, model, threads=2)}
         return
     cores, layers = CORES[setting], bench.shape.layers
-    with peer_llama.rpc_servers(programs, cores) as servers:
+    with peer_llama.rpc_servers(programs, [Place(place) for place in cores]) as servers:
         split = ",".join("1" for _ in servers)
         yield {
-            "two RPC servers": LlamaCpp(programs, model, 1, cores[0], servers, layers + 1, split),
-            "itself and an RPC server": LlamaCpp(programs, model, 1, cores[0], servers[1:], layers // 2 + 1),
+            "two RPC servers": LlamaCpp(programs, model, 1, cores[0], tuple(servers), layers + 1, split),
+            "itself and an RPC server": LlamaCpp(programs, model, 1, cores[0], tuple(servers[1:]), layers // 2 + 1),
         }

@@ -1,6 +1,6 @@
 """The models that are measured: Llamas with random weights and a tokenizer, made on the spot and kept.
 
-The same seed gives the same weights. They never say anything of meaning, and never end an answer: there is no end token.
+The same seed gives the same weights. What they say means nothing, and never ends: there is no end token.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 SEED: Final = 0
 INITIAL_RANGE: Final = 0.02
+ROPE_THETA: Final = 10000.0
 _TENSORS_PER_FILE: Final = 64
 
 
@@ -45,6 +46,7 @@ class Shape:
             intermediate_size=self.mlp,
             vocab_size=self.vocabulary,
             max_position_embeddings=self.context_tokens,
+            rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
             tie_word_embeddings=False,
             bos_token_id=None,
             eos_token_id=None,

@@ -6,18 +6,22 @@ A host of one core is a process that is kept on that core, with one thread to co
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from bench.table.model import Shape
 from bench.table.streams import NotMeasuredError, Told, ask, crowd_rate, fresh_prompt
+from bench.table.wire import Host, inside
 from build_scripts.local_cluster import LocalCluster, local_cluster
 from vramancer_cli.cluster.status import ClusterStatus
+from vramancer_cli.runtime.session import MAX_RUNNING
 
 READY_S: Final = 240.0
+LOOPBACK: Final = "127.0.0.1"
 _BFLOAT16_BYTES: Final = 2
 
 
@@ -35,12 +39,11 @@ def on_cores(cores: Sequence[int]) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Ours:
-    """A cluster that serves `shape`, with how many nodes."""
+    """A cluster that serves `shape`."""
 
     cluster: LocalCluster
     shape: Shape
     model: str
-    hosts: int
 
     def prefill(self, tokens: int) -> float:
         """Tokens a second of a fresh prompt, up to the first token of the answer."""
@@ -49,7 +52,7 @@ class Ours:
     def decode(self, prompt_tokens: int, tokens: int, streams: int = 1) -> float:
         """Tokens a second, of all streams together while all of them run."""
         told = self._ask(streams, prompt_tokens, tokens)
-        return told[0].decode_rate if streams == 1 else crowd_rate(told)
+        return told[0].decode_rate if streams == 1 else crowd_rate(told, MAX_RUNNING)
 
     def warm_up(self) -> None:
         """What does not count: steps of many rows, of one, and of several sequences."""
@@ -86,27 +89,54 @@ def check_split(status: ClusterStatus, hosts: int) -> None:
         raise NotMeasuredError(f"Layers are held as {held}, not in {hosts} equal parts.")
 
 
-@contextmanager
-def running(
-    folder: Path, checkpoint: Path, shape: Shape, quantize: str, cores: Sequence[Sequence[int]], threads: int = 1,
-    memory_bytes: int = 3 << 30, context_tokens: int = 1024, dtype: str = "bfloat16",
-) -> Iterator[Ours]:  # fmt: skip
-    """A node on each of `cores`, warmed up. `folder` for their state; `memory_bytes`: of each, for its layers.
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a node runs: on which cores, () for all; on which host of a wire, None for this machine's own network."""
 
-    The head has more, by what embedding and output head take: the planner then gives all the same number of layers.
-    """
-    ends_bytes = 2 * shape.head_weights * _BFLOAT16_BYTES
-    own = ("--device", "cpu", "--dtype", dtype, "--context", str(context_tokens))
-    with local_cluster(folder, threads=threads) as cluster:
-        with on_cores(cores[0]):
-            cluster.start_head(
-                "--model", str(checkpoint), "--quantize", quantize, "--draft", "off", *own,
-                "--memory", str(memory_bytes + ends_bytes),
-            )  # fmt: skip
-        for place in cores[1:]:
-            with on_cores(place):
-                cluster.add_worker("--device", "cpu", "--memory", str(memory_bytes))
-        check_split(cluster.wait_ready(len(cores), READY_S), len(cores))
-        ours = Ours(cluster, shape, cluster.client.models()[0], len(cores))
+    cores: tuple[int, ...] = ()
+    host: Host | None = None
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """What this thread starts meanwhile runs there."""
+        with on_cores(self.cores), inside(self.host) if self.host else nullcontext():
+            yield
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What is served and how. `memory_bytes`: of each node, for its layers and their cache."""
+
+    shape: Shape
+    checkpoint: Path
+    quantize: str
+    dtype: str = "bfloat16"
+    context_tokens: int = 1024
+    memory_bytes: int = 3 << 30
+    device: str = "cpu"
+
+    def flags(self) -> tuple[str, ...]:
+        return (
+            "--model", str(self.checkpoint), "--quantize", self.quantize, "--draft", "off",
+            "--dtype", self.dtype, "--context", str(self.context_tokens), *self.memory(head=True),
+        )  # fmt: skip
+
+    def memory(self, *, head: bool = False) -> tuple[str, ...]:
+        """The head has more, by what embedding and output head take: all then get the same number of layers."""
+        ends_bytes = 2 * self.shape.head_weights * _BFLOAT16_BYTES if head else 0
+        return "--device", self.device, "--memory", str(self.memory_bytes + ends_bytes)
+
+
+@contextmanager
+def running(folder: Path, serving: Serving, places: Sequence[Place], threads: int = 1) -> Iterator[Ours]:
+    """A node at each of `places`, warmed up. Who asks has to be in the first one's network."""
+    with tempfile.TemporaryDirectory(dir=folder) as name, local_cluster(Path(name), threads=threads) as cluster:
+        with on_cores(places[0].cores):
+            cluster.start_head(*serving.flags())
+        address = places[0].host.address if places[0].host else LOOPBACK
+        for place in places[1:]:
+            cluster.add_worker(*serving.memory(), host=address, place=place.entered())
+        check_split(cluster.wait_ready(len(places), READY_S), len(places))
+        ours = Ours(cluster, serving.shape, cluster.client.models()[0])
         ours.warm_up()
         yield ours

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from bench.table.ours import on_cores
+from bench.table.ours import LOOPBACK, Place, on_cores
 from bench.table.streams import NotMeasuredError
 from build_scripts.frozen_program import free_ports
 
@@ -57,7 +57,7 @@ class LlamaCpp:
         if self.servers:
             words += ["--rpc", ",".join(self.servers), "-ngl", self.offloaded, *self._split(program)]
         with on_cores(self.cores):
-            done = subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=RUN_S, check=False)
+            done = finished(list(map(str, words)), RUN_S)
         if done.returncode != 0:
             raise NotMeasuredError(f"{program} failed: {done.stderr[-2000:]}")
         return done.stdout
@@ -66,6 +66,14 @@ class LlamaCpp:
         """llama-bench writes shares with slashes: commas are for several runs."""
         shares = self.split.replace(",", "/") if program == "llama-bench" else self.split
         return ["-ts", shares] if shares else []
+
+
+def finished(words: Sequence[str], deadline_s: float) -> subprocess.CompletedProcess[str]:
+    """Raises NotMeasuredError for one that takes longer."""
+    try:
+        return subprocess.run(words, capture_output=True, text=True, timeout=deadline_s, check=False)
+    except subprocess.TimeoutExpired:
+        raise NotMeasuredError(f"{words[0]} did not end within {deadline_s:.0f} s.") from None
 
 
 def bench_rate(told: str, prompt: int = 0, generated: int = 0) -> float:
@@ -89,21 +97,22 @@ def _lines(told: str) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def rpc_servers(programs: Path, cores: Sequence[Sequence[int]]) -> Iterator[tuple[str, ...]]:
-    """A server of one thread on each of `cores`; their addresses. They end with the block."""
+def rpc_servers(programs: Path, places: Sequence[Place]) -> Iterator[list[str]]:
+    """A server of one thread at each of `places`; their addresses. They end with the block."""
     with ExitStack() as stack:
-        ports = free_ports(len(cores))
-        for place, port in zip(cores, ports, strict=True):
-            with on_cores(place):
-                stack.enter_context(_server(programs, port))
-        for port in ports:
-            _wait_listening(port)
-        yield tuple(f"127.0.0.1:{port}" for port in ports)
+        addresses: list[str] = []
+        for place, port in zip(places, free_ports(len(places)), strict=True):
+            host = place.host.address if place.host else LOOPBACK
+            with place.entered():
+                stack.enter_context(_server(programs, host, port))
+            _wait_listening(host, port)
+            addresses.append(f"{host}:{port}")
+        yield addresses
 
 
 @contextmanager
-def _server(programs: Path, port: int) -> Iterator[None]:
-    words = [str(programs / "ggml-rpc-server"), "--host", "127.0.0.1", "--port", str(port), "--threads", "1"]
+def _server(programs: Path, host: str, port: int) -> Iterator[None]:
+    words = [str(programs / "ggml-rpc-server"), "--host", host, "--port", str(port), "--threads", "1"]
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         yield
@@ -112,13 +121,14 @@ def _server(programs: Path, port: int) -> Iterator[None]:
         process.wait()
 
 
-def _wait_listening(port: int) -> None:
+def _wait_listening(host: str, port: int) -> None:
+    """Raises NotMeasuredError."""
     until = time.monotonic() + START_S
     while True:
         try:
-            socket.create_connection(("127.0.0.1", port), 1.0).close()
+            socket.create_connection((host, port), 1.0).close()
             return
         except OSError:
             if time.monotonic() > until:
-                raise NotMeasuredError(f"No RPC server answers on port {port}.") from None
+                raise NotMeasuredError(f"No RPC server answers at {host}:{port}.") from None
             time.sleep(0.1)

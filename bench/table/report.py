@@ -4,24 +4,25 @@ writing these files."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-from bench.reports import Measured, Row, table
-from bench.table.cells import CELLS, FORMATS, Bits, Cell
+from bench.reports import Measured, Row, markdown_table, table
+from bench.table.cells import BITS, CELLS, FORMATS, Bits, Cell
 
 COMPARED: Final = ("ours", "theirs")
 NOTE: Final = """\
-A Llama of 1.1 billion random weights. Ours is measured through its HTTP API, streaming, with TLS between nodes, drafting
-off; llama.cpp by its own tools (llama-bench, llama-batched-bench), which neither serve HTTP nor make text nor encrypt: that
-flatters it. A host of one core is a process kept on that core, with one thread; all is one machine, over loopback. Over RPC
-llama.cpp runs in the faster of two ways: two RPC servers, or the program with half of the layers and one server.
-Prefill: tokens of a fresh prompt by the time until the first token of the answer. Decode: tokens a second behind the
-first; of several streams, while all of them run. Measured in turn; the ratio is the median of the pairs' ratios, above 1
-is ours faster. Bytes are those of all weights, embedding and output head included.
+A Llama of 1.1 billion random weights. Ours is measured through its HTTP API, streaming, with TLS between nodes and
+drafting off; llama.cpp by its own tools (llama-bench, llama-batched-bench), which neither serve HTTP nor make text nor
+encrypt: that flatters it. A host of one core is a process kept on that core, with one thread; all is one machine, over
+loopback. Over RPC llama.cpp runs in the faster of two ways: two RPC servers, or the program itself with half of the
+layers and one server. Prefill: tokens of a fresh prompt by the time until the first token of the answer. Decode: tokens
+a second behind the first; of several streams, those of all in the middle half of the time. Measured in turn; the ratio
+is the median of the pairs' ratios, above 1 is ours faster. Bytes are those of all weights, embedding and output head
+included.
 """
 
 
@@ -75,8 +76,8 @@ class Report:
 
     def markdown(self) -> str:
         words = ", ".join(f"{name} {value}" for name, value in self.around.items())
-        reached = sum(record.row().reached for record in self.records)
-        told = f"{reached} of {len(self.records)} cells reached."
+        reached, all_of_them = sum(record.row().reached for record in self.records), len(CELLS) * len(BITS)
+        told = f"{reached} of {all_of_them} cells reached, {len(self.records)} measured."
         return f"# Beside llama.cpp\n\n{words}.\n\n{NOTE}\n{told}\n\n{self._table()}\n{self._bytes()}\n{self._others()}"
 
     def _table(self) -> str:
@@ -84,13 +85,15 @@ class Report:
 
     def _bytes(self) -> str:
         lines = [(f"{record.letter}{record.bits}", record.held(), record.arrangement) for record in self.records]
-        return _markdown([("", "weights held, ours / theirs", "the peer"), *lines])
+        return markdown_table([("", "weights held, ours / theirs", "the peer"), *lines])
 
     def _others(self) -> str:
         if not self.others:
             return ""
         rows = [(other.name, Measured("tokens/s", other.rates).words()) for other in self.others]
-        return "transformers, bfloat16, one process, 2 threads, in the same run:\n\n" + _markdown([("", ""), *rows])
+        return "transformers, bfloat16, one process, 2 threads, in the same run:\n\n" + markdown_table(
+            [("", ""), *rows]
+        )
 
     def to_json(self) -> dict[str, Any]:
         rows = [asdict(record) | record.row().to_json() for record in self.records]
@@ -132,11 +135,6 @@ def write(report: Report, folder: Path) -> str:
     (folder / "table.json").write_text(json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n", "utf-8")
     (folder / "table.md").write_text(text, "utf-8")
     return text
-
-
-def _markdown(lines: Sequence[Sequence[str]]) -> str:
-    head, *rows = lines
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, ("---",) * len(head), *rows))
 
 
 def _gigabytes(count: int) -> str:

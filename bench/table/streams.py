@@ -16,8 +16,6 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 SILENCE_S: Final = 240.0
-LEAST_STEADY: Final = 0.3
-"""Which share of the tokens has to fall into the time when every stream runs."""
 
 
 class NotMeasuredError(Exception):
@@ -43,16 +41,17 @@ class Told:
         return (len(self.tokens_s) - 1) / (self.tokens_s[-1] - self.tokens_s[0])
 
 
-def crowd_rate(streams: Sequence[Told]) -> float:
-    """Tokens a second of all streams together, from when the last one began until the first one ended.
+def crowd_rate(streams: Sequence[Told], at_once: int) -> float:
+    """Tokens a second of all streams together, while the middle half of all their tokens came.
 
-    Raises NotMeasuredError where that is a small part of what they told.
+    Raises NotMeasuredError where streams that are no more than may run `at_once` did not all run then.
     """
-    begin, end = max(told.tokens_s[0] for told in streams), min(told.tokens_s[-1] for told in streams)
-    count = sum(begin < at <= end for told in streams for at in told.tokens_s)
-    if count < LEAST_STEADY * sum(len(told.tokens_s) for told in streams):
-        raise NotMeasuredError(f"Only {count} tokens of {len(streams)} streams came while all of them ran.")
-    return count / (end - begin)
+    arrived_s = sorted(at for told in streams for at in told.tokens_s)
+    begin, end = arrived_s[len(arrived_s) // 4], arrived_s[3 * len(arrived_s) // 4]
+    running = sum(told.tokens_s[0] <= begin and told.tokens_s[-1] >= end for told in streams)
+    if running < len(streams) <= at_once:
+        raise NotMeasuredError(f"Only {running} of {len(streams)} streams ran all the time.")
+    return sum(begin < at <= end for at in arrived_s) / (end - begin)
 
 
 def fresh_prompt(vocabulary: int, tokens: int) -> list[int]:

@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 SOURCES := transport vramancer_cli commands build_scripts bench fuzz tests
 
 .PHONY: setup demo families test properties faults check format model report fuzz quality binary smoke wheel test-wheel clean
-.PHONY: bench-binary bench-bulk bench-context bench-drafting bench-load bench-overlap bench-quant bench-recovery bench-threads
+.PHONY: bench-binary bench-bulk bench-context bench-drafting bench-link bench-load bench-overlap bench-quant bench-recovery bench-threads
 
 setup: $(READY)
 
@@ -108,6 +108,10 @@ bench-binary: $(READY)
 # What a transfer of weights costs a sequence that runs meanwhile, and the peak memory of loading.
 bench-bulk: $(READY)
 	@$(BIN)/python -m bench.bulk
+
+# The data link against bare TLS sockets, and chunks of prompts over slow links; into bench/results/.
+bench-link: $(READY)
+	@$(BIN)/python -m bench.link
 
 bench-load: $(READY)
 	@$(BIN)/python -m bench.load_memory

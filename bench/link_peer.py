@@ -1,9 +1,9 @@
 """The other process of `bench.link`: a node that answers activations, and a bare TLS socket beside it.
 
-    python -m bench.link_peer PORT NODE      (of the one that measures; the cluster's authority comes by stdin)
+    python -m bench.link_peer OWN_HOST HOST PORT NODE      (of the one that measures; the cluster's authority by stdin)
 
-A real activation goes receiving thread, device thread, sending thread, as on a worker; a bare one goes `recv_into`,
-`sendall`. Prints its node port, node id and bare port, and ends when stdin does.
+A real activation goes receiving thread, device thread, link, as on a worker; a bare one goes `recv_into`, `sendall`.
+Prints its node port, node id and bare port, and ends when stdin does.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import ssl
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from struct import Struct
 from typing import Final
 
@@ -27,13 +27,13 @@ from transport.errors import TransportError
 from transport.identity import ClusterAuthority, Credentials, make_key, make_request, node_id_of_key, to_pem
 from transport.messages import PROTOCOL_MAJOR, PROTOCOL_MINOR, Activation, Hello, Step
 from transport.tls import make_contexts
-from transport.types import Address, NodeId, TensorSpec, Versions
+from transport.types import Address, NodeId, Versions
 from vramancer_cli.runtime.device_thread import DeviceThread
 
-HOST: Final = "127.0.0.1"
 ECHO: Final = 1
 TAKE: Final = 2
-"""Stages of an activation: it comes back whole, or only word of it does."""
+RESTORE: Final = 3
+"""Stages of an activation: it comes back whole; only word of it does; or word, once its hidden states are restored."""
 ORDER: Final = Struct("<QQ")
 """First on a bare connection: ECHO or TAKE, and the bytes of each transfer."""
 WORD: Final = b"."
@@ -47,54 +47,45 @@ def credentials(authority: ClusterAuthority, name: str) -> Credentials:
     return Credentials(node, name, authority.name, node, key, certificate, authority.certificate_pem)
 
 
-def activation(stage: int, number: int, tensors: tuple[TensorBuffer, ...]) -> tuple[int, int, Activation, object]:
-    """The arguments of `DataSender.send`."""
-    return 1, number, Activation(stage, Step(1, number, ())), tensors
-
-
-def hidden(data: memoryview) -> TensorBuffer:
-    """[tokens, 2048] of bfloat16, as a Llama of 1.1 billion weights sends it."""
-    return TensorBuffer(TensorSpec("hidden_states", "bfloat16", (len(data) // 4096, 2048), 0), data)
-
-
 @dataclass(slots=True)
 class End:
-    """One process's end: its node, its device thread, and the sender to the other one once it is dialled.
+    """One process's end: its device thread, and once they are dialled its senders to the other one.
 
     `arrived` gets, on the device thread, what came over the link.
     """
 
-    endpoint: Endpoint
     own: Credentials
     device: DeviceThread
-    arrived: Arrived
-    sender: DataSender
+    arrived: Arrived | None = None
+    senders: list[DataSender] = field(default_factory=list[DataSender])
 
-    def on_frame(self, _sender: NodeId, received: Received) -> None:
+    def on_frame(self, sender: NodeId, received: Received) -> None:
         self.device.submit(lambda: received, self._done)
 
-    def on_closed(self, _sender: NodeId, _error: TransportError | None) -> None:
+    def on_closed(self, sender: NodeId, error: TransportError | None) -> None:
         return
 
     def _done(self, received: Received, error: BaseException | None) -> None:
-        assert error is None, error
-        self.arrived(received)
+        if self.arrived is not None:
+            self.arrived(received)
 
-    async def dial(self, port: int, node: NodeId) -> None:
-        self.sender = await self.endpoint.dial_data([Address(HOST, port)], node, lambda *_: None)
+    def send(self, stage: int, number: int, tensors: Sequence[TensorBuffer], link: int = 0) -> None:
+        self.senders[link].send(1, number, Activation(stage, Step(1, number, ())), tensors)
+
+    async def dial(self, endpoint: Endpoint, address: Address, node: NodeId) -> None:
+        self.senders.append(await endpoint.dial_data([address], node, lambda *_: None))
 
 
 @asynccontextmanager
-async def opened(authority: ClusterAuthority, name: str) -> AsyncIterator[End]:
+async def opened(authority: ClusterAuthority, name: str, host: str) -> AsyncIterator[tuple[End, Endpoint]]:
     own, device = credentials(authority, name), DeviceThread(name)
-    end = End.__new__(End)
+    end = End(own, device)
     hello = Hello(PROTOCOL_MAJOR, PROTOCOL_MINOR, Versions("bench", "", ""), own.node_id, name, "control")
-    end.endpoint = await Endpoint.open(own, hello, host=HOST, port=0, on_control=_nobody, sink=end)
-    end.own, end.device = own, device
+    endpoint = await Endpoint.open(own, hello, host=host, port=0, on_control=_nobody, sink=end)
     try:
-        yield end
+        yield end, endpoint
     finally:
-        await end.endpoint.close()
+        await endpoint.close()
         await asyncio.to_thread(device.close)
 
 
@@ -105,10 +96,10 @@ async def _nobody(_link: object) -> None:
 # --- the bare side --------------------------------------------------------------------------------------------------
 
 
-def serve_bare(own: Credentials) -> int:
+def serve_bare(own: Credentials, host: str) -> int:
     """The port of a listener whose connections are each served by a thread."""
     context = make_contexts(own, accepts_pairing=False).data_server
-    listener = socket.create_server((HOST, 0))
+    listener = socket.create_server((host, 0))
 
     def accept() -> None:
         while True:
@@ -141,18 +132,23 @@ def fill(tls: ssl.SSLSocket, buffer: memoryview) -> None:
 
 
 async def main() -> None:
+    from vramancer_cli.engine.torch_engine import TorchEngine
+
+    own_host, host, port, node = sys.argv[1:]
     authority = ClusterAuthority.load(sys.stdin.buffer.read(int(sys.stdin.buffer.readline())))
-    async with opened(authority, "peer") as end:
+    engine = TorchEngine("cpu", 1 << 30, threads=1)
+    async with opened(authority, "peer", own_host) as (end, endpoint):
 
         def answer(received: Received) -> None:
             message = received.message
             assert isinstance(message, Activation)
-            tensors = tuple(received.tensors.values()) if message.stage == ECHO else ()
-            end.sender.send(*activation(message.stage, received.number, tensors))
+            if message.stage == RESTORE:
+                engine.from_buffers(received.tensors)
+            end.send(message.stage, received.number, tuple(received.tensors.values()) if message.stage == ECHO else ())
 
         end.arrived = answer
-        await end.dial(int(sys.argv[1]), sys.argv[2])
-        print(end.endpoint.port, end.own.node_id, serve_bare(end.own), flush=True)
+        await end.dial(endpoint, Address(host, int(port)), node)
+        print(endpoint.port, end.own.node_id, serve_bare(end.own, own_host), flush=True)
         await asyncio.to_thread(sys.stdin.buffer.read)
         os._exit(0)  # bare threads hold their sockets
 

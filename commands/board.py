@@ -17,9 +17,9 @@ from rich.text import Text
 
 from commands.glyphs import Glyphs, glyphs_for, node_colour, state_text
 from commands.layer_bar import Segment, bar, boundaries, legend
-from commands.phrases import device_words, duration, memory, plural, round_trip, system_words
+from commands.phrases import device_words, duration, memory, plural, round_trip, speed, system_words
 from commands.terminal import plain
-from vramancer_cli.cluster.status import ClusterStatus, DeviceStatus, NodeStatus
+from vramancer_cli.cluster.status import ClusterStatus, DeviceStatus, LinkStatus, NodeStatus
 
 _COLUMNS: Final = ("  node", "system", "device", "memory", "   trip", "state")
 _NAME, _DEVICE = 0, 2
@@ -49,7 +49,7 @@ class Board:
         yield Text("")
         yield _node_table(self.status.nodes, segments, glyphs, width)
         yield from _layers(segments, self.status.layer_count, glyphs, width - 2)
-        yield from _remarks(self.status.nodes, glyphs, width)
+        yield from _remarks(self.status, glyphs, width)
 
 
 def _title(status: ClusterStatus, glyphs: Glyphs, width: int) -> Table:
@@ -221,9 +221,16 @@ def _layers(segments: Sequence[Segment], layer_count: int, glyphs: Glyphs, cells
     yield Padding(legend(segments, glyphs), (0, 1))
 
 
-def _remarks(nodes: Sequence[NodeStatus], glyphs: Glyphs, width: int) -> RenderResult:
-    """What the table has no room for: relayed links, and on wide terminals the planner's reasons."""
-    lines = [
+def _link_words(link: LinkStatus) -> str:
+    ends = f"{plain(link.source)} to {plain(link.target)}"
+    return f"{ends}: {speed(link.bytes_per_s)}, activations {plain(link.activations)}"
+
+
+def _remarks(status: ClusterStatus, glyphs: Glyphs, width: int) -> RenderResult:
+    """What the table has no room for: links, relayed ones, and on wide terminals the planner's reasons."""
+    nodes = status.nodes
+    lines = [_link_words(link) for link in status.links if link.bytes_per_s]
+    lines += [
         f"{plain(node.name)}: no direct link to the next stage, the head relays"
         for node in nodes
         if node.layers is not None and not node.direct

@@ -26,6 +26,7 @@ from vramancer_cli.settings import (
     API_PORT,
     LOOPBACK,
     NODE_PORT,
+    Activations,
     Dtype,
     KvCache,
     NodeSettings,
@@ -147,6 +148,10 @@ class NodeFlags:
     kv_cache: Annotated[
         KvCache, setting("--kv-cache", "plain, or int8: keys and values in about half the memory.", metavar="FORMAT")
     ] = "plain"
+    activations: Annotated[
+        Activations,
+        setting("--activations", "On links: plain, int8, int4 or auto (int8 on slow ones).", metavar="FORMAT"),
+    ] = "auto"
     context: Annotated[
         int | None,
         setting(
@@ -240,6 +245,7 @@ def node_settings(
         cache_folder=cache,
         quantize=flags.quantize,
         kv_cache=flags.kv_cache,
+        activations=flags.activations,
         prefix_cache=not flags.no_prefix_cache,
         draft=flags.draft,
     )

@@ -28,6 +28,12 @@ def size(size_bytes: int) -> str:
     return f"{_figure(size_bytes / factor)} {unit}"
 
 
+def speed(bytes_per_s: int) -> str:
+    """ "98 Mbit/s", "2.5 Gbit/s"."""
+    megabits = bytes_per_s * 8 / 1e6
+    return f"{_figure(megabits / 1000)} Gbit/s" if megabits >= 1000 else f"{_figure(megabits)} Mbit/s"
+
+
 def duration(seconds: float) -> str:
     """ "2 h 14 min", "3 min 5 s", "12 s", "4 d 2 h"."""
     whole = max(0, int(seconds))

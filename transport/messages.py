@@ -187,9 +187,13 @@ class DeviceLoad(msgspec.Struct, frozen=True):
     layer_tokens: Natural
 
 
+MAX_LINKS: Final = 256
+"""A node sends to one other, the head, when it relays, to each."""
+
+
 class LinkLoad(msgspec.Struct, frozen=True):
     """A data link as its sending end sees it: the `node` that it leads to, what a second brings there (0: not measured
-    yet), and what the last large frame's hidden states crossed in.
+    yet), and what the last step's hidden states crossed in.
     """
 
     node: NodeId
@@ -198,12 +202,12 @@ class LinkLoad(msgspec.Struct, frozen=True):
 
 
 class NodeLoad(msgspec.Struct, frozen=True):
-    """A node's own figures, sent in every Pong; those of its devices counted as in its NodeFacts. `onward`: the link
-    that its stages' results take."""
+    """A node's own figures, sent in every Pong; those of its devices counted as in its NodeFacts. `links`: those
+    that its results take to other nodes."""
 
     devices: Annotated[tuple[DeviceLoad, ...], msgspec.Meta(max_length=MAX_DEVICES)]
     steps: Natural
-    onward: LinkLoad | None = None
+    links: Annotated[tuple[LinkLoad, ...], msgspec.Meta(max_length=MAX_LINKS)] = ()
 
     @property
     def memory_used_bytes(self) -> int:

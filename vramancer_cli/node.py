@@ -30,6 +30,7 @@ from transport.types import Address, NodeFacts, NodeId, OfferedDevice, Peer, Ver
 from vramancer_cli.engine.torch_engine import open_engines
 from vramancer_cli.errors import UsageError
 from vramancer_cli.models import catalog
+from vramancer_cli.models.activation_format import FEATURES
 from vramancer_cli.models.facts import ModelFacts
 from vramancer_cli.models.quantisation import weight_format
 from vramancer_cli.models.weight_files import WeightFile
@@ -179,6 +180,7 @@ async def _head(settings: NodeSettings, on_ready: OnReady, on_download: Progress
                 context_tokens=chosen.context_tokens,
                 quantize=weight_format(settings.quantize, chosen.facts.is_stored_packed),
                 kv_cache=settings.kv_cache,
+                activations=settings.activations,
             ),
             folder=chosen.folder,
             devices=devices,
@@ -372,7 +374,8 @@ async def _endpoint(
     entrance: _Entrance | None = None,
     bulk: BulkSource | None = None,
 ) -> Endpoint:
-    hello = Hello(PROTOCOL_MAJOR, PROTOCOL_MINOR, _versions(), credentials.node_id, settings.name, "control")
+    own = (_versions(), credentials.node_id, settings.name)
+    hello = Hello(PROTOCOL_MAJOR, PROTOCOL_MINOR, *own, "control", tuple(FEATURES))
 
     async def open_at(port: int) -> Endpoint:
         common = partial(Endpoint.open, credentials, hello, host=None, port=port, on_control=on_control, sink=sink)

@@ -26,6 +26,7 @@ MOST_DRAFTED: Final = 16
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantize = Literal["auto", "none", "int8", "int4", "int4-64", "int4-128"]
 KvCache = Literal["plain", "int8"]
+Activations = Literal["auto", "plain", "int8", "int4"]
 Role = Literal["head", "worker"]
 
 _UNIT_BYTES: Final = {
@@ -75,6 +76,7 @@ class NodeSettings:
     cache_folder: Path | None = None
     quantize: Quantize = "auto"
     kv_cache: KvCache = "plain"
+    activations: Activations = "auto"
     prefix_cache: bool = True
     draft: int | None = None
 

@@ -12,7 +12,7 @@ from rich.cells import cell_len
 from commands.board import Board
 from commands.node_details import NodeDetails
 from tests.helpers.boards import ATTIC, CLUSTER, DESK, GIB, KITCHEN, SPARE, drawn
-from vramancer_cli.cluster.status import ClusterStatus, DeviceStatus, NodeStatus
+from vramancer_cli.cluster.status import ClusterStatus, DeviceStatus, LinkStatus, NodeStatus
 
 ESCAPE = "\x1b"
 BAR = re.compile(r"^ ([█▒▓░]{20,}) *$")
@@ -47,6 +47,12 @@ def test_what_guessing_ahead_is_worth_is_told_where_it_happened() -> None:
     assert "83% of guesses right" in "\n".join(drawn(Board(guessing), 80))
     silent = replace(CLUSTER, tokens_per_trip=1.0, draft_acceptance=None)
     assert drawn(Board(silent), 80) == drawn(Board(CLUSTER), 80)
+
+
+def test_a_link_is_told_of_once_its_speed_is_known() -> None:
+    links = (LinkStatus("desk", "attic", 12_250_000, "int8"), LinkStatus("attic", "desk", 0, "plain"))
+    lines = [line for line in drawn(Board(replace(CLUSTER, links=links)), 80) if "activations" in line]
+    assert [line.strip(" ·") for line in lines] == ["desk to attic: 98 Mbit/s, activations int8"]
 
 
 @pytest.mark.parametrize("width", [80, 120])

@@ -145,14 +145,14 @@ def test_every_option_reaches_the_settings(tmp_path: Path) -> None:
         "--host", "0.0.0.0", "--node-port", "0", "--name", "attic", "--device", "CUDA:1", "--memory", "6GiB",
         "--dtype", "float16", "--quantize", "int4", "--context", "4096", "--state-dir", str(tmp_path),
         "--kv-cache", "int8", "--rate-limit", "30", "--cors-origin", "https://a.example", "--allow-lan-http",
-        "--no-prefix-cache", "--draft", "off", VRM_API_TOKEN="secret", VRM_LOG_JSON="1",
+        "--no-prefix-cache", "--draft", "off", "--activations", "int4", VRM_API_TOKEN="secret", VRM_LOG_JSON="1",
     )  # fmt: skip
     assert settings == NodeSettings(
         role="worker", model=None, host="0.0.0.0", port=5000, port_given=False, node_port=0, node_port_given=True,
         name="attic", devices=("cuda:1",), memory_bytes=(6 * 2**30,), dtype="float16", context_tokens=4096,
         state_folder=tmp_path, api_token="secret", log_json=True, head=None,
         rate_limit=30, cors_origin="https://a.example", allow_lan_http=True, production=False, quantize="int4",
-        kv_cache="int8", prefix_cache=False, draft=0,
+        kv_cache="int8", activations="int4", prefix_cache=False, draft=0,
     )  # fmt: skip
 
 
@@ -206,9 +206,9 @@ def test_variables_are_few_and_named_after_their_options() -> None:
         "VRM_CONTEXT", "VRM_STATE_DIR", "VRM_CODE", "VRM_URL", "VRM_API_TOKEN", "VRM_LOG_JSON",
         "VRM_CONFIG", "VRM_RATE_LIMIT", "VRM_CORS_ORIGIN", "VRM_ALLOW_LAN_HTTP", "VRM_PRODUCTION",
         "VRM_QUANTIZE", "VRM_JOIN_TOKEN", "VRM_TOKEN_FILE", "VRM_CACHE_DIR", "VRM_RUNTIME_URL",
-        "VRM_NO_PREFIX_CACHE", "VRM_DRAFT", "VRM_KV_CACHE",
+        "VRM_NO_PREFIX_CACHE", "VRM_DRAFT", "VRM_KV_CACHE", "VRM_ACTIVATIONS",
     }  # fmt: skip
-    assert len(seen) <= 27
+    assert len(seen) <= 28
 
 
 def test_nothing_else_reads_the_environment() -> None:

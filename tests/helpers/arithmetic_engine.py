@@ -15,7 +15,7 @@ from typing import Any
 from transport.contracts import TensorBuffer
 from transport.errors import RemoteProtocolError
 from transport.messages import ModelRef, Plan, Step
-from transport.types import DeviceFacts, TensorSpec
+from transport.types import ActivationFormat, DeviceFacts, TensorSpec
 from vramancer_cli.engine.block_tables import BlockTables, PlacedRow
 from vramancer_cli.errors import OverLimitError
 from vramancer_cli.models.facts import ModelFacts
@@ -208,7 +208,14 @@ class ArithmeticEngine:
         self._reserve(plan.ends_bytes)
         return ArithmeticEnds(self, plan)
 
-    def to_buffers(self, hidden: list[int]) -> tuple[TensorBuffer, ...]:
+    def hidden_bytes(self, hidden: list[int]) -> int:
+        return 8 * len(hidden)
+
+    def rounding_s(self, hidden: list[int], form: ActivationFormat) -> float:
+        raise AssertionError("whole numbers are never rounded")
+
+    def to_buffers(self, hidden: list[int], form: ActivationFormat = "plain") -> tuple[TensorBuffer, ...]:
+        assert form == "plain"
         data = struct.pack(f"<{len(hidden)}q", *hidden)
         return (TensorBuffer(TensorSpec(HIDDEN, "int64", (len(hidden), 1), 0), memoryview(data)),)
 

@@ -18,7 +18,7 @@ from transport.codec import decode, encode
 from transport.contracts import Received, TensorBuffer
 from transport.framing import HEADER_BYTES, FrameHeader
 from transport.messages import Activation, ModelRef, Plan, StagePlan, Step, StepRow, WindowGroup
-from transport.types import CacheFormat, LayerRange, WeightFormat
+from transport.types import ActivationFormat, CacheFormat, LayerRange, WeightFormat
 from vramancer_cli.engine.boundary import Boundary
 from vramancer_cli.engine.ends import TorchEnds
 from vramancer_cli.engine.stage import PagedStage
@@ -133,8 +133,16 @@ class Request:
 class Driver:
     """The head's part: makes steps, carries hidden states from stage to stage over wire buffers, samples."""
 
-    def __init__(self, engine: TorchEngine, folder: Path, plan: Plan, *, shuffle: bool = True) -> None:
-        self.engine, self.plan = engine, plan
+    def __init__(
+        self,
+        engine: TorchEngine,
+        folder: Path,
+        plan: Plan,
+        *,
+        shuffle: bool = True,
+        activations: ActivationFormat = "plain",
+    ) -> None:
+        self.engine, self.plan, self.activations = engine, plan, activations
         self.stages: list[PagedStage] = [
             engine.load_stage(folder, plan, index, no_progress) for index in range(len(plan.stages))
         ]
@@ -183,7 +191,7 @@ class Driver:
     def send(self, step: Step, token_ids: Sequence[int]) -> Boundary:
         boundary = self.ends.embed(step, token_ids)
         for index, stage in enumerate(self.stages):
-            received = over_the_wire(step, index, self.engine.to_buffers(boundary))
+            received = over_the_wire(step, index, self.engine.to_buffers(boundary, self.activations))
             boundary = stage.execute(step, self.engine.from_buffers(received.tensors))
         return boundary
 

@@ -6,13 +6,21 @@ Pure: `now` is an argument; never sockets, clocks, torch.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 from transport.messages import DeviceLoad, StagePlan
 from transport.types import NodeId, OfferedDevice
 from vramancer_cli.cluster.reconcile import planning_due_at
 from vramancer_cli.cluster.records import NodeRecord
 from vramancer_cli.cluster.state import State, candidates, in_plan, mismatch
-from vramancer_cli.cluster.status import ClusterStatus, DeviceStatus, NodeState, NodeStatus, ServiceState
+from vramancer_cli.cluster.status import (
+    ClusterStatus,
+    DeviceStatus,
+    LinkStatus,
+    NodeState,
+    NodeStatus,
+    ServiceState,
+)
 
 
 def cluster_status(
@@ -56,6 +64,7 @@ def cluster_status(
         nodes=tuple(_node_status(state, node, now) for node in _board_order(state)),
         prefix_found_tokens=prefix_tokens[0],
         prefix_asked_tokens=prefix_tokens[1],
+        links=tuple(_links(state)),
     )
 
 
@@ -113,6 +122,15 @@ def _fetching(record: NodeRecord) -> str:
     assert record.stage is not None
     fetched, all_of_it = (size / (1 << 20) for size in (record.stage.fetched_bytes, record.stage.fetch_bytes))
     return f"'{record.facts.name}' fetches its weights from the master: {fetched:.0f} of {all_of_it:.0f} MiB."
+
+
+def _links(state: State) -> Iterator[LinkStatus]:
+    """Those of the plan, in pipeline order, as their sending ends last told of them."""
+    names = {node: record.facts.name for node, record in state.nodes.items() if record.alive}
+    for node in _board_order(state):
+        for link in state.nodes[node].load.links:
+            if node in names and link.node in names and in_plan(state, node):
+                yield LinkStatus(names[node], names[link.node], link.bytes_per_s, link.activations)
 
 
 # --- nodes ----------------------------------------------------------------------------------------------------------

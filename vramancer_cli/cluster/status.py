@@ -55,6 +55,18 @@ class NodeStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class LinkStatus:
+    """A data link between two nodes, by name. `bytes_per_s`: as measured on large frames, 0 before there were any.
+    `activations`: what the last step's hidden states crossed it in.
+    """
+
+    source: str
+    target: str
+    bytes_per_s: int
+    activations: str
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterStatus:
     """`reason` says in one sentence why `state` is not "ready" (empty when it is).
 
@@ -84,6 +96,7 @@ class ClusterStatus:
     draft_acceptance: float | None = None
     prefix_found_tokens: int = 0
     prefix_asked_tokens: int = 0
+    links: tuple[LinkStatus, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -92,9 +105,11 @@ class ClusterStatus:
     def from_json(cls, data: dict[str, Any]) -> ClusterStatus:
         """Ignores unknown keys, so that an older board can read a newer head. Raises KeyError, TypeError."""
         nodes = tuple(_node_from_json(node) for node in data["nodes"])
+        links = tuple(_link_from_json(link) for link in data.get("links", ()))
         later = {name: data[name] for name in _LATER if name in data}
-        values: dict[str, Any] = {f.name: data[f.name] for f in fields(cls) if f.name not in ("nodes", *_LATER)}
-        return cls(**values, nodes=nodes, **later)
+        others = (f.name for f in fields(cls) if f.name not in ("nodes", "links", *_LATER))
+        values: dict[str, Any] = {name: data[name] for name in others}
+        return cls(**values, nodes=nodes, links=links, **later)
 
     @property
     def numbers(self) -> str:
@@ -116,6 +131,10 @@ def _device_from_json(data: dict[str, Any]) -> DeviceStatus:
     values: dict[str, Any] = {f.name: data[f.name] for f in fields(DeviceStatus)}
     values["layers"] = _layers(data["layers"])
     return DeviceStatus(**values)
+
+
+def _link_from_json(data: dict[str, Any]) -> LinkStatus:
+    return LinkStatus(**{f.name: data[f.name] for f in fields(LinkStatus)})
 
 
 def _layers(data: Any) -> tuple[int, int] | None:

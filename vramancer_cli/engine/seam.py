@@ -26,6 +26,8 @@ Path = tuple[Any, ...]
 
 HIDDEN: Final = "hidden_states"
 """The name on the wire of the tensor that every cut has: what the layers pass on."""
+SCALES: Final = "hidden_states.scales"
+"""The name on the wire of what belongs to hidden states that were rounded."""
 RESULT: Final = "result"
 """The name, among what crosses, of what the last layer gives."""
 

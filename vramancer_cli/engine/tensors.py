@@ -5,7 +5,8 @@ Must never import transformers or know what a link is.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
+from math import isfinite, prod
 from typing import Final
 
 import torch
@@ -17,14 +18,17 @@ from transport.types import TensorSpec
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """What a plan may compute in, and what hidden states may have on the wire."""
 
-_WIRE_DTYPES: Final = {**DTYPES, "int32": torch.int32, "int64": torch.int64}
-"""What may cross the wire: beside hidden states also token ids and chosen positions."""
+PLAIN: Final = {**DTYPES, "int32": torch.int32, "int64": torch.int64}
+"""What may cross the wire as it is: beside hidden states also token ids and chosen positions."""
 
-_NAMES: Final = {dtype: name for name, dtype in _WIRE_DTYPES.items()}
+CODES: Final = {"int8": torch.int8, "uint8": torch.uint8}
+"""What rounded hidden states cross it in, with their scales beside them."""
+
+_NAMES: Final = {dtype: name for name, dtype in (PLAIN | CODES).items()}
 
 
 def to_buffer(name: str, tensor: torch.Tensor) -> TensorBuffer:
-    """Describe `tensor` (any shape, of a float dtype, int32 or int64) and lend its bytes.
+    """Describe `tensor` (any shape, of a dtype that may cross the wire) and lend its bytes.
 
     For a contiguous CPU tensor the view lies on its own storage and keeps it alive; the tensor must not be written
     to before the view is dropped. Raises LocalProtocolError for another dtype.
@@ -41,19 +45,19 @@ def byte_view(tensor: torch.Tensor) -> memoryview:
     return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType]  # arrays are buffers
 
 
-def from_buffer(buffer: TensorBuffer) -> torch.Tensor:
+def from_buffer(buffer: TensorBuffer, allowed: Mapping[str, torch.dtype] = PLAIN) -> torch.Tensor:
     """A tensor [tokens, width] on the CPU, sharing the receive buffer's memory.
 
-    Raises RemoteProtocolError for another rank, an unknown dtype, a length that contradicts the shape, or values
-    that are not finite.
+    Raises RemoteProtocolError for another rank, a dtype that is not `allowed`, a length that contradicts the shape, or
+    values that are not finite.
     """
     spec = buffer.spec
-    dtype = _WIRE_DTYPES.get(spec.dtype)
+    dtype = allowed.get(spec.dtype)
     if dtype is None:
-        raise RemoteProtocolError(f"Hidden states came as {spec.dtype}; only {', '.join(_WIRE_DTYPES)} are allowed.")
+        raise RemoteProtocolError(f"Hidden states came as {spec.dtype}; only {', '.join(allowed)} are allowed.")
     if len(spec.shape) != 2 or min(spec.shape) < 0:
         raise RemoteProtocolError(f"Hidden states came with shape {spec.shape}; [tokens, hidden] is allowed.")
-    if math.prod(spec.shape) * dtype.itemsize != buffer.data.nbytes:
+    if prod(spec.shape) * dtype.itemsize != buffer.data.nbytes:
         raise RemoteProtocolError(f"{buffer.data.nbytes} bytes came for hidden states of shape {spec.shape}.")
     return _finite(_over(buffer.data, dtype).reshape(spec.shape))
 
@@ -66,6 +70,7 @@ def _over(data: memoryview, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _finite(tensor: torch.Tensor) -> torch.Tensor:
-    if not bool(torch.isfinite(tensor).all()):
+    """One pass for both ends, which tell of all between them: a twentieth of asking each element."""
+    if tensor.numel() and tensor.is_floating_point() and not all(map(isfinite, map(float, torch.aminmax(tensor)))):
         raise RemoteProtocolError("Hidden states came with values that are not finite.")
     return tensor

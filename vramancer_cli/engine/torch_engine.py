@@ -14,8 +14,8 @@ import torch
 from transport.contracts import TensorBuffer
 from transport.errors import RemoteProtocolError
 from transport.messages import ModelRef, Plan
-from transport.types import DeviceFacts, LayerRange
-from vramancer_cli.engine import devices, tensors, weights
+from transport.types import ActivationFormat, DeviceFacts, LayerRange
+from vramancer_cli.engine import activations, devices, tensors, weights
 from vramancer_cli.engine.boundary import Boundary
 from vramancer_cli.engine.checkpoint import measured_files
 from vramancer_cli.engine.ends import TorchEnds, load_ends
@@ -23,7 +23,7 @@ from vramancer_cli.engine.heap import giving_back
 from vramancer_cli.engine.memory import MemoryBudget
 from vramancer_cli.engine.ranges import layer_ranges
 from vramancer_cli.engine.read_progress import Progress
-from vramancer_cli.engine.seam import HIDDEN
+from vramancer_cli.engine.seam import HIDDEN, SCALES
 from vramancer_cli.engine.stage import PagedStage, load_stage
 from vramancer_cli.models.facts import ModelFacts
 from vramancer_cli.models.weight_files import ByteRange, WeightFile
@@ -44,6 +44,7 @@ class TorchEngine:
         self.device = devices.torch_device(self._chosen)
         self._budget = MemoryBudget(limit_bytes or devices.default_limit_bytes(self.device_facts()))
         self._layer_tokens = 0
+        self._rounding = activations.RoundingCost(self.device)
 
     def device_facts(self) -> DeviceFacts:
         return msgspec.structs.replace(devices.facts(self.device), index=self._chosen.index)
@@ -101,19 +102,34 @@ class TorchEngine:
         """To another device of this machine."""
         return boundary.to(device)
 
-    def to_buffers(self, boundary: Boundary) -> tuple[TensorBuffer, ...]:
-        """The wider dtypes first, as the wire wants them. Raises LocalProtocolError for one that may not cross it."""
+    def hidden_bytes(self, boundary: Boundary) -> int:
+        """What the hidden states take as they are."""
+        return boundary.hidden.nbytes
+
+    def rounding_s(self, boundary: Boundary, form: ActivationFormat) -> float:
+        """What rounding the hidden states takes here, and having them back, by a measure made once."""
+        return self._rounding.seconds(form, boundary.hidden)
+
+    def to_buffers(self, boundary: Boundary, form: ActivationFormat = "plain") -> tuple[TensorBuffer, ...]:
+        """The hidden states in `form`, the wider dtypes first, as the wire wants them. Raises LocalProtocolError for
+        one that may not cross it."""
         named = {HIDDEN: boundary.hidden, **boundary.beside}
+        if form != "plain":
+            named[HIDDEN], named[SCALES] = activations.rounded(boundary.hidden, form)
         widest_first = sorted(named.items(), key=lambda pair: -pair[1].itemsize)
         return tuple(tensors.to_buffer(name, tensor) for name, tensor in widest_first)
 
     def from_buffers(self, buffers: Mapping[str, TensorBuffer]) -> Boundary:
         """On the device. Raises RemoteProtocolError."""
-        received = {name: tensors.from_buffer(buffer).to(self.device) for name, buffer in buffers.items()}
-        hidden = received.pop(HIDDEN, None)
+        kinds = {HIDDEN: tensors.CODES} if SCALES in buffers else {}
+        received = {
+            name: tensors.from_buffer(buffer, kinds.get(name, tensors.PLAIN)).to(self.device)
+            for name, buffer in buffers.items()
+        }
+        hidden, scales = received.pop(HIDDEN, None), received.pop(SCALES, None)
         if hidden is None:
             raise RemoteProtocolError("An activation came without hidden states.")
-        return Boundary(hidden, received)
+        return Boundary(hidden if scales is None else activations.restored(hidden, scales), received)
 
     def _count(self, layer_tokens: int) -> None:
         self._layer_tokens += layer_tokens

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from transport.types import CacheFormat, DeviceFacts, NodeId, WeightFormat
+from transport.types import ActivationChoice, CacheFormat, DeviceFacts, NodeId, WeightFormat
 
 Place = tuple[NodeId, int]
 """A device of the cluster: its node, and its position among the devices that the node lends."""
@@ -42,3 +42,4 @@ class PlanSettings:
     max_sequences: int = 16
     quantize: WeightFormat = "none"
     kv_cache: CacheFormat = "plain"
+    activations: ActivationChoice = "auto"

@@ -12,6 +12,7 @@ from itertools import groupby
 from transport.messages import Plan, StagePlan, WindowGroup
 from transport.types import LayerRange, NodeId
 from vramancer_cli.errors import DoesNotFitError
+from vramancer_cli.models.activation_format import resolved
 from vramancer_cli.models.facts import ModelFacts
 from vramancer_cli.planning import explain
 from vramancer_cli.planning.facts import DeviceCapacity, Place, PlanSettings
@@ -116,6 +117,7 @@ def _plan(
         stages=tuple(stages.values()),
         quantize=settings.quantize,
         kv_cache=settings.kv_cache,
+        activations=resolved(settings.activations, dtype),
         state_slots=state_slots,
         windows=tuple(WindowGroup(group.window_tokens, count) for group, count in groups),
         reasons={node[0].node: _node_reason(offer, node, stages) for node in offer.nodes()},

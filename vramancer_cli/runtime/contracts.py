@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 
 from transport.contracts import TensorBuffer
 from transport.messages import ModelRef, Plan, Step
-from transport.types import DeviceFacts, LayerRange, NodeId
+from transport.types import ActivationFormat, DeviceFacts, LayerRange, NodeId
 from vramancer_cli.cluster.status import ClusterStatus
 from vramancer_cli.models.facts import ModelFacts
 from vramancer_cli.models.readout import Pooling, Readout, RowOutput, TokenScore
@@ -116,8 +116,17 @@ class Engine(Protocol):
         """The same on another engine's device. On the thread of this one."""
         ...
 
-    def to_buffers(self, hidden: Hidden, /) -> tuple[TensorBuffer, ...]:
-        """Among them "hidden_states"; all have one row per token. In the order in which they may cross the wire."""
+    def hidden_bytes(self, hidden: Hidden, /) -> int:
+        """What the hidden states take as they are."""
+        ...
+
+    def rounding_s(self, hidden: Hidden, form: ActivationFormat, /) -> float:
+        """Seconds for rounding them, and having them back, as measured here. On the device's thread."""
+        ...
+
+    def to_buffers(self, hidden: Hidden, form: ActivationFormat, /) -> tuple[TensorBuffer, ...]:
+        """Among them "hidden_states", in `form`; all have one row per token. In the order in which they may cross
+        the wire."""
         ...
 
     def from_buffers(self, buffers: Mapping[str, TensorBuffer]) -> Hidden:

@@ -132,7 +132,8 @@ class Coordinator:
                 self._note(rested)
 
     def _hear_self(self) -> None:
-        self._note(events.NodeHeard(self._facts.node_id, self._loop.time(), node_load(self._devices, 0), None))
+        load = node_load(self._devices, 0, self._pipeline.links if self._pipeline is not None else ())
+        self._note(events.NodeHeard(self._facts.node_id, self._loop.time(), load, None))
 
     # --- what comes in ------------------------------------------------------------------------------------------
 

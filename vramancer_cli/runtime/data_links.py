@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from transport.contracts import Closed, DataSender, Network, Received
 from transport.errors import RemoteProtocolError, UnreachableError
-from transport.messages import Activation
+from transport.messages import Activation, Plan
 from transport.types import Address, NodeId
 
 DIAL_DEADLINE_S = 6.0
@@ -26,6 +26,12 @@ async def dial(network: Network, addresses: Sequence[Address], node: NodeId, on_
     except TimeoutError:
         tried = ", ".join(str(address) for address in addresses)
         raise UnreachableError(f"None of {tried} answered within {DIAL_DEADLINE_S:.0f} s.") from None
+
+
+def node_after(plan: Plan, first: int) -> NodeId:
+    """Who gets the results of the stages that the node of stage `first` holds."""
+    following = plan.run(first).stop
+    return plan.stages[following].node if following < len(plan.stages) else plan.ends
 
 
 def activation(received: Received) -> Activation:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
 
-from transport.messages import DeviceLoad, NodeLoad, SpanKind
+from transport.messages import DeviceLoad, LinkLoad, NodeLoad, SpanKind
 from vramancer_cli.errors import VramancerError
 from vramancer_cli.runtime.contracts import DeviceExecutor, Engine
 from vramancer_cli.telemetry.recorder import Recorder, StepTrace
@@ -43,10 +43,10 @@ class Leg:
     stage: int
 
 
-def node_load(devices: Sequence[LocalDevice], steps: int) -> NodeLoad:
+def node_load(devices: Sequence[LocalDevice], steps: int, links: tuple[LinkLoad, ...] = ()) -> NodeLoad:
     """The devices' figures now."""
     loads = (DeviceLoad(device.engine.used_bytes, device.engine.layer_tokens) for device in devices)
-    return NodeLoad(tuple(loads), steps)
+    return NodeLoad(tuple(loads), steps, links)
 
 
 def along(legs: Sequence[Leg], value: Any, trace: StepTrace, done: Done) -> None:

@@ -15,13 +15,14 @@ from typing import Any
 
 from transport.contracts import DataSender, Received, TensorBuffer
 from transport.errors import RemoteProtocolError, TransportError
-from transport.messages import Activation, Plan, Step
+from transport.messages import LinkLoad, Plan, Step
 from transport.types import NodeId
 from vramancer_cli.errors import VramancerError
 from vramancer_cli.models.readout import RowOutput
-from vramancer_cli.runtime.contracts import Ends
+from vramancer_cli.runtime.contracts import Ends, Engine, Hidden
 from vramancer_cli.runtime.data_links import activation
 from vramancer_cli.runtime.local_devices import Leg, LocalDevice, along
+from vramancer_cli.runtime.outlet import Outlet
 from vramancer_cli.runtime.stage_load import HeldStage
 from vramancer_cli.scheduling.step_parts import Scheduled
 
@@ -68,7 +69,7 @@ class Pipeline:
         self._devices = devices
         self._ends = ends
         self._stages = {held.index: held for held in stages}
-        self._senders = senders
+        self._outlets = {node: Outlet(plan, node, sender) for node, sender in senders.items()}
         self._on_failed = on_failed
         self._loop = asyncio.get_running_loop()
         self._in_flight: dict[int, _Flight] = {}
@@ -87,6 +88,11 @@ class Pipeline:
         """A frame from a stage, on its link's thread."""
         self.recorder.received(received)
         self._loop.call_soon_threadsafe(self._arrived, sender, received)
+
+    @property
+    def links(self) -> tuple[LinkLoad, ...]:
+        """Those that the head feeds."""
+        return tuple(outlet.load() for outlet in self._outlets.values())
 
     def close(self) -> None:
         """Nothing comes out any more, and nothing is said of what still fails."""
@@ -120,7 +126,7 @@ class Pipeline:
             raise RemoteProtocolError(f"An activation for stage {stage} came from a node that is not before it.")
         if self._is_remote(stage) and self._plan.stages[stage].node == sender:
             raise RemoteProtocolError(f"An activation for stage {stage} came from the node that holds it.")
-        if self._is_remote(stage) and self._plan.stages[stage].node not in self._senders:
+        if self._is_remote(stage) and self._plan.stages[stage].node not in self._outlets:
             raise RemoteProtocolError(f"An activation for stage {stage} came to the head, which does not feed it.")
         flight = self._in_flight.get(received.number)
         if flight is None or flight.scheduled.step != message.step or stage <= flight.entered:
@@ -165,15 +171,15 @@ class Pipeline:
         if stage == len(self._plan.stages):
             yield Leg(self._devices[0], lambda rows: self._ends.read(rows, scheduled.readouts), "read", stage - 1)
         else:
-            yield Leg(
-                device, lambda hidden: _Onward(stage, device.engine.to_buffers(hidden)), "copy", max(0, stage - 1)
-            )
+            outlet = self._outlets[self._plan.stages[stage].node]
+            out = partial(_onward, outlet, device.engine, stage)
+            yield Leg(device, out, "copy", max(0, stage - 1))
 
     def _send(self, step: Step, stage: int, buffers: tuple[TensorBuffer, ...]) -> None:
         """To the node of `stage`, from any thread."""
         node = self._plan.stages[stage].node
         try:
-            self._senders[node].send(step.epoch, step.number, Activation(stage=stage, step=step), buffers)
+            self._outlets[node].send(stage, step, buffers)
         except TransportError as error:
             self._loop.call_soon_threadsafe(self._broke, node, error)
 
@@ -191,3 +197,7 @@ class Pipeline:
     def _broke(self, node: NodeId, error: BaseException) -> None:
         if not self._closed:
             self._on_failed(node, error)
+
+
+def _onward(outlet: Outlet, engine: Engine, stage: int, hidden: Hidden) -> _Onward:
+    return _Onward(stage, outlet.buffers(engine, stage, hidden))

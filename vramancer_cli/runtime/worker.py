@@ -176,7 +176,7 @@ class Worker:
         return answer
 
     def load(self) -> NodeLoad:
-        return node_load(self._devices, self._stage.steps)
+        return node_load(self._devices, self._stage.steps, self._stage.links)
 
     def checked(self, assign: Assign) -> Assign:
         """Raises RemoteProtocolError for stages that do not exist, or on devices that do not."""

@@ -17,9 +17,9 @@ from transport.connection import StepOrder
 from transport.contracts import DataSender, Network, Received, TensorBuffer
 from transport.errors import RemoteProtocolError, TransportError
 from transport.messages import (
-    Activation,
     Assign,
     AssignRefused,
+    LinkLoad,
     LoadProgress,
     Message,
     Plan,
@@ -35,6 +35,7 @@ from vramancer_cli.runtime.contracts import Engine, Progress, Stage
 from vramancer_cli.runtime.data_links import activation
 from vramancer_cli.runtime.holding import Holding
 from vramancer_cli.runtime.local_devices import Leg, LocalDevice, along
+from vramancer_cli.runtime.outlet import Outlet
 from vramancer_cli.runtime.stage_load import SLOT, HeldStage, StageLoad
 from vramancer_cli.telemetry import log
 
@@ -52,7 +53,7 @@ class _Held:
 
     plan: Plan
     stages: tuple[HeldStage, ...]
-    sender: DataSender
+    outlet: Outlet
     order: StepOrder
 
     @property
@@ -89,6 +90,10 @@ class WorkerStage:
     @property
     def layers(self) -> LayerRange | None:
         return self._held.layers if self._held else None
+
+    @property
+    def links(self) -> tuple[LinkLoad, ...]:
+        return (self._held.outlet.load(),) if self._held else ()
 
     # --- loading ------------------------------------------------------------------------------------------------
 
@@ -127,7 +132,9 @@ class WorkerStage:
         sender, direct = await self._dial_onward(assign, network, head)
         self._holding.keep(sender)
         sender.watch(self._devices[0].recorder.sending(stages[-1].index))
-        self._held = _Held(assign.plan, stages, sender, StepOrder())
+        following = data_links.node_after(assign.plan, assign.stage)
+        outlet = Outlet(assign.plan, following if direct else assign.plan.ends, sender, relayed=not direct)
+        self._held = _Held(assign.plan, stages, outlet, StepOrder())
         self._log.info("stage ready", layers=str(self.layers), epoch=assign.plan.epoch, direct=direct)
         weights_bytes = sum(held.stage.weights_bytes for held in stages)
         return StageReady(assign.plan.epoch, weights_bytes, sum(held.stage.kv_bytes for held in stages), direct)
@@ -152,8 +159,7 @@ class WorkerStage:
             if error is not None:
                 self._loop.call_soon_threadsafe(self._link_broke, plan.epoch, 0, error)
 
-        following = plan.run(assign.stage).stop
-        node = plan.stages[following].node if following < len(plan.stages) else plan.ends
+        node = data_links.node_after(plan, assign.stage)
         if node != plan.ends:
             try:
                 return await data_links.dial(network, assign.addresses.get(node, ()), node, closed), True
@@ -196,8 +202,10 @@ class WorkerStage:
     def _execute(self, held: _Held, step: Step, buffers: Mapping[str, TensorBuffer]) -> None:
         first, last = held.stages[0].device, held.stages[-1].device
         stages = (stage.leg(step) for stage in held.stages)
+        following, outlet = held.stages[-1].index + 1, held.outlet
         enter = Leg(first, first.engine.from_buffers, "copy", held.first)
-        legs = (enter, *stages, Leg(last, last.engine.to_buffers, "copy", held.stages[-1].index))
+        leave = Leg(last, partial(outlet.buffers, last.engine, following), "copy", following - 1)
+        legs = (enter, *stages, leave)
 
         def done(result: tuple[TensorBuffer, ...] | None, error: BaseException | None) -> None:
             if result is None:
@@ -205,7 +213,7 @@ class WorkerStage:
                 return
             self.steps += 1
             try:
-                held.sender.send(step.epoch, step.number, Activation(held.stages[-1].index + 1, step), result)
+                outlet.send(following, step, result)
             except TransportError as link_error:
                 self._loop.call_soon_threadsafe(self._link_broke, step.epoch, step.number, link_error)
 

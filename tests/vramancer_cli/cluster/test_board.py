@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from tests.helpers.cluster_bench import ClusterBench
 from tests.helpers.planning_values import HEAD, MIB, model_facts, node_facts, node_id, node_load, settings
+from transport.messages import LinkLoad
 from transport.types import Versions
 from vramancer_cli.cluster import events
 from vramancer_cli.cluster.board import cluster_status
 from vramancer_cli.cluster.records import BACK_OFF_S, FAILURES
-from vramancer_cli.cluster.status import ClusterStatus, NodeStatus
+from vramancer_cli.cluster.status import ClusterStatus, LinkStatus, NodeStatus
 
 FACTS = model_facts(layers=(MIB,) * 8, ends=MIB)
 ONE, TWO = node_id(1), node_id(2)
@@ -99,6 +102,21 @@ def test_when_it_serves() -> None:
     assert (spare.state, spare.layers) == ("spare", None)
     assert "no layers" in spare.why
     assert ClusterStatus.from_json(status.to_json()) == status
+
+
+def test_links_are_told_as_their_senders_saw_them_last() -> None:
+    bench = bench_of(30, 30, 1)
+    bench.run_until_quiet()
+    to_worker, to_head = LinkLoad(ONE, 12_500_000, "int8"), LinkLoad(HEAD, 0, "plain")
+    for sender, load in ((HEAD, to_worker), (ONE, to_head), (TWO, to_worker)):
+        bench.note(events.NodeHeard(sender, bench.now, replace(node_load(1, 2, 3), links=(load,)), 0.002))
+    status = board(bench)
+    head, worker, _ = (entry.name for entry in status.nodes)
+    assert status.links == (LinkStatus(head, worker, 12_500_000, "int8"), LinkStatus(worker, head, 0, "plain"))
+    assert ClusterStatus.from_json(status.to_json()) == status
+    older = status.to_json()
+    del older["links"]
+    assert ClusterStatus.from_json(older).links == ()
 
 
 def test_a_head_with_the_ends_alone_is_ready_when_it_serves() -> None:

@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.binary import RESULTS, surroundings
-from bench.table.__main__ import WORK
 from bench.table.model import BIG, SMALL, Shape, checkpoint
 from bench.table.ours import READY_S, on_cores
 from bench.table.streams import ask, fresh_prompt
@@ -35,6 +34,7 @@ from build_scripts.local_cluster import LocalCluster, local_cluster
 from vramancer_cli.telemetry.activity import Activity, activity
 from vramancer_cli.telemetry.cluster_trace import ClusterTrace
 
+WORK: Final = Path(__file__).parents[1] / ".bench"
 BUSY_GOAL: Final = 0.85
 SCHEDULING_GOAL: Final = 0.05
 DRAWN_STEPS: Final = 12

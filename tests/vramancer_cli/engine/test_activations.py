@@ -147,7 +147,14 @@ def test_what_rounding_costs_is_measured_once_and_grows_with_the_rows() -> None:
     assert len(cost._known) == 1
 
 
-PROMPTS = ("How do I add a second machine?", "What is a token?", "Why is the first word slow?")
+QUESTIONS = (
+    "How do I add a second machine?",
+    "What is a token?",
+    "Why is the first word slow?",
+    "What do I do when a machine dies?",
+    "Is it safe to use?",
+    "hello",
+)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -167,7 +174,8 @@ def answers(engine: TorchEngine, dtype: str, form: ActivationFormat) -> list[Req
 
     folder = builtin_folder()
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    requests = [Request(tokenizer.encode(prompt).ids, 40) for prompt in PROMPTS]
+    asked = (tokenizer.encode(f"<|begin|><|user|>{question}<|end|><|assistant|>").ids for question in QUESTIONS)
+    requests = [Request(ids, 24) for ids in asked]  # as its chat template writes them
     driver = Driver(engine, folder, make_plan(engine, folder, 2, dtype=dtype), activations=form)
     try:
         driver.run(requests)

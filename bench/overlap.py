@@ -197,6 +197,8 @@ def markdown(told: dict[str, Any]) -> str:
         "",
         f"{around}, {told['bits']} bits. Two hosts of one core each; the head's also schedules, samples and serves.",
         f"Goals: {BUSY_GOAL:.0%} busy at 16 streams, scheduling {SCHEDULING_GOAL:.0%} of a step at 64.",
+        "By the clock: where the machine's load is above its cores, other programs took a part of each figure, and more of",
+        "those that need both hosts at once.",
         "",
         "| streams | layers | busy, stage 0 | the ends | busy, stage 1 | a step every | scheduling | machine's load |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",

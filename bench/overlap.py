@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.binary import RESULTS, surroundings
-from bench.table.__main__ import WORK
 from bench.table.model import BIG, SMALL, Shape, checkpoint
 from bench.table.ours import READY_S, on_cores
 from bench.table.streams import ask, fresh_prompt
@@ -35,6 +34,7 @@ from build_scripts.local_cluster import LocalCluster, local_cluster
 from vramancer_cli.telemetry.activity import Activity, activity
 from vramancer_cli.telemetry.cluster_trace import ClusterTrace
 
+WORK: Final = Path(__file__).parents[1] / ".bench"
 BUSY_GOAL: Final = 0.85
 SCHEDULING_GOAL: Final = 0.05
 DRAWN_STEPS: Final = 12
@@ -171,7 +171,7 @@ def _prefill(hosts: Hosts, count: int, options: argparse.Namespace, told: dict[s
     return round(seconds, 3)
 
 
-def start(cluster: LocalCluster, model: Path, shape: Shape, options: argparse.Namespace, cores: Sequence[int]) -> None:
+def start(cluster: LocalCluster, model: Path, options: argparse.Namespace, cores: Sequence[int]) -> None:
     """Equal hosts: of what two of them need together, each lends half."""
     own = ("--device", "cpu", "--dtype", "bfloat16", "--memory", options.memory if len(cores) > 1 else "8GiB")
     with on_cores((cores[0],)):
@@ -197,6 +197,8 @@ def markdown(told: dict[str, Any]) -> str:
         "",
         f"{around}, {told['bits']} bits. Two hosts of one core each; the head's also schedules, samples and serves.",
         f"Goals: {BUSY_GOAL:.0%} busy at 16 streams, scheduling {SCHEDULING_GOAL:.0%} of a step at 64.",
+        "By the clock: where the machine's load is above its cores, other programs took a part of each figure,",
+        "and more of those that need both hosts at once.",
         "",
         "| streams | layers | busy, stage 0 | the ends | busy, stage 1 | a step every | scheduling | machine's load |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",

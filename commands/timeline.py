@@ -54,8 +54,8 @@ class TraceView:
 
 def _table(told: Activity) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("stage")
-    for name in ("busy", "of it ends", "waiting", "sending", "steps", "mean step", "rows", "tokens"):
+    table.add_column("stage", no_wrap=True)
+    for name in ("busy", "ends", "waiting", "sending", "steps", "mean step", "rows", "tokens"):
         table.add_column(name, justify="right")
     for stage in told.stages:
         table.add_row(*_cells(stage))
@@ -65,7 +65,7 @@ def _table(told: Activity) -> Table:
 def _cells(stage: StageActivity) -> tuple[str, ...]:
     shares = (f"{share:.0%}" for share in (stage.busy, stage.ends, stage.waiting, stage.sending))
     start, end = stage.layers
-    where = f"{stage.stage}  {plain(stage.node)}  layers [{start}, {end})"
+    where = f"{stage.stage} {plain(stage.node)} [{start}, {end})"
     means = (f"{stage.mean_step_s * 1e3:.1f} ms", f"{stage.mean_rows:.1f}", f"{stage.mean_tokens:.1f}")
     return (where, *shares, str(stage.steps), *means)
 

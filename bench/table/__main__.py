@@ -24,7 +24,8 @@ from bench.table.held import ours_bytes, theirs_bytes
 from bench.table.measuring import measure
 from bench.table.peer_transformers import measure_transformers
 from bench.table.preparing import WORK, Bench, prepared, say
-from bench.table.report import Record, Report
+from bench.table.report import Other, Record, Report
+from bench.table.streams import NotMeasuredError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,8 +46,17 @@ def _measured(bench: Bench, around: Mapping[str, str], options: argparse.Namespa
     for record in _records(bench, options):
         told = report.merged(told, around, [record], ())
         report.write(told, options.out)
-    others = measure_transformers(bench.checkpoint) if options.peers else ()
+    others = _transformers(bench.checkpoint) if options.peers else ()
     return report.write(report.merged(told, around, (), others), options.out)
+
+
+def _transformers(folder: Path) -> Sequence[Other]:
+    say("transformers")
+    try:
+        return measure_transformers(folder)
+    except NotMeasuredError as error:
+        say(f"not measured: {error}")
+        return ()
 
 
 def _records(bench: Bench, options: argparse.Namespace) -> Iterator[Record]:

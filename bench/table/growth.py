@@ -17,6 +17,8 @@ from bench.table.costs import LOOPBACK, Case, Costs, Way, knees
 from bench.table.model import SMALL, checkpoint
 from bench.table.ours import Ours, Serving
 from bench.table.scenes import CROWD, NEAR, PROMPT
+from bench.table.streams import NotMeasuredError
+from bench.table.wire import NoWireError
 
 CONTEXTS: Final = (128, 512, 1024, 2048, 4096, 8192)
 STREAMS: Final = (1, 2, 4, 8, 16, 32, 64)
@@ -79,14 +81,17 @@ class Growth:
 
 
 def measure(work: Path, folder: Path, say: Callable[[str], None], only: Sequence[str]) -> Iterator[Curve]:
-    """The curves by each of these KINDS, one after the other."""
+    """The curves by each of these KINDS, one after the other; what cannot be measured here is left out, and said."""
     serving = Serving(
         SMALL, checkpoint(SMALL, work), "int8", context_tokens=CONTEXTS[-1] + 2 * scenes.TOKENS, memory_bytes=1 << 30
     )
     growth = Growth(serving, folder, scenes.calibrated(folder, serving), say)
     say(f"{growth.costs}")
     for name in only:
-        yield from KINDS[name](growth)
+        try:
+            yield from KINDS[name](growth)
+        except (NoWireError, NotMeasuredError) as error:
+            say(f"by {name}: not measured: {error}")
 
 
 def _by_context(growth: Growth) -> Iterator[Curve]:

@@ -12,6 +12,7 @@ from bench.table.cells import Bits, Cell, Setting, Work
 from bench.table.ours import Place, running
 from bench.table.peer_llama import LlamaCpp
 from bench.table.preparing import Bench
+from bench.table.streams import NotMeasuredError
 
 CORES: Final[Mapping[Setting, tuple[tuple[int, ...], ...]]] = {"one process": ((),), "two hosts": ((0,), (1,))}
 """Where a setting's nodes run; () is all cores."""
@@ -42,7 +43,7 @@ class Pairs:
 
 
 def measure(bench: Bench, cells: Sequence[Cell], bits: Bits, say: Callable[[str], None]) -> Iterator[Pairs]:
-    """`cells` are all of one setting."""
+    """`cells` are all of one setting. One of which nothing could be measured is left out, and said."""
     setting = cells[0].setting
     say(f"{bits} bit, {setting}: starting")
     with ExitStack() as stack:
@@ -50,12 +51,29 @@ def measure(bench: Bench, cells: Sequence[Cell], bits: Bits, say: Callable[[str]
         alone = stack.enter_context(_alone(bench, bits)) if _is_compared_alone(cells) else {}
         llama = stack.enter_context(_llama(bench, bits, setting))
         for cell in cells:
-            peers = llama if cell.peer == "llama.cpp" else alone
-            name, peer = best(peers, cell.work)
-            pairs = [(rate(ours, cell.work), rate(peer, cell.work)) for _ in range(cell.repetitions)]
-            mine, others = zip(*pairs, strict=True)
-            say(f"{bits} bit, {cell.letter}: {_figures(mine)} / {_figures(others)}  ({name})")
-            yield Pairs(cell, bits, mine, others, name)
+            try:
+                found = _pairs(cell, bits, ours, llama if cell.peer == "llama.cpp" else alone)
+            except NotMeasuredError as error:
+                say(f"{bits} bit, {cell.letter}: not measured: {error}")
+                continue
+            say(f"{bits} bit, {cell.letter}: {_figures(found.ours)} / {_figures(found.theirs)}  ({found.arrangement})")
+            yield found
+
+
+def _pairs(cell: Cell, bits: Bits, ours: Measurable, peers: Mapping[str, Measurable]) -> Pairs:
+    """Raises NotMeasuredError where one of the pairs failed twice."""
+    name, peer = best(peers, cell.work)
+    pairs = [_pair(ours, peer, cell.work) for _ in range(cell.repetitions)]
+    mine, others = zip(*pairs, strict=True)
+    return Pairs(cell, bits, mine, others, name)
+
+
+def _pair(ours: Measurable, peer: Measurable, work: Work) -> tuple[float, float]:
+    """A second time where the first one went wrong: a stream may come late on a busy machine."""
+    try:
+        return rate(ours, work), rate(peer, work)
+    except NotMeasuredError:
+        return rate(ours, work), rate(peer, work)
 
 
 def best(peers: Mapping[str, Measurable], work: Work) -> tuple[str, Measurable]:

@@ -57,7 +57,7 @@ class LlamaCpp:
         if self.servers:
             words += ["--rpc", ",".join(self.servers), "-ngl", self.offloaded, *self._split(program)]
         with on_cores(self.cores):
-            done = subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=RUN_S, check=False)
+            done = finished(list(map(str, words)), RUN_S)
         if done.returncode != 0:
             raise NotMeasuredError(f"{program} failed: {done.stderr[-2000:]}")
         return done.stdout
@@ -66,6 +66,14 @@ class LlamaCpp:
         """llama-bench writes shares with slashes: commas are for several runs."""
         shares = self.split.replace(",", "/") if program == "llama-bench" else self.split
         return ["-ts", shares] if shares else []
+
+
+def finished(words: Sequence[str], deadline_s: float) -> subprocess.CompletedProcess[str]:
+    """Raises NotMeasuredError for one that takes longer."""
+    try:
+        return subprocess.run(words, capture_output=True, text=True, timeout=deadline_s, check=False)
+    except subprocess.TimeoutExpired:
+        raise NotMeasuredError(f"{words[0]} did not end within {deadline_s:.0f} s.") from None
 
 
 def bench_rate(told: str, prompt: int = 0, generated: int = 0) -> float:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 from bench.table.cells import CROWD, DECODE, PREFILL, Work
+from bench.table.peer_llama import finished
 from bench.table.report import Other
 from bench.table.streams import NotMeasuredError, fresh_prompt
 
@@ -32,7 +32,7 @@ CACHE_SHARE: Final = 0.05
 def measure_transformers(folder: Path, threads: int = 2) -> list[Other]:
     """In a process of its own. Raises NotMeasuredError."""
     words = [sys.executable, "-m", "bench.table.peer_transformers", str(folder), "--threads", str(threads)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=RUN_S, check=False)
+    done = finished(words, RUN_S)
     if done.returncode != 0:
         raise NotMeasuredError(f"transformers failed: {done.stderr[-2000:]}")
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
@@ -70,7 +70,7 @@ def _generate_s(model: Any, prompt_tokens: int, tokens: int) -> float:
 
 
 def _crowd(model: Any, work: Work) -> float:
-    """All tokens of the answers by all of the time behind the first step's end: prompts are short."""
+    """Tokens a second of all streams, from when the last one began until the first one ended."""
     prompts = [fresh_prompt(model.config.vocab_size, work.prompt_tokens) for _ in range(work.streams)]
     told = model.generate_batch(
         prompts,

@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any, Final
 
 from bench.reports import Measured, Row, markdown_table, table
-from bench.table.cells import CELLS, FORMATS, Bits, Cell
+from bench.table.cells import BITS, CELLS, FORMATS, Bits, Cell
 
 COMPARED: Final = ("ours", "theirs")
 NOTE: Final = """\
@@ -76,8 +76,8 @@ class Report:
 
     def markdown(self) -> str:
         words = ", ".join(f"{name} {value}" for name, value in self.around.items())
-        reached = sum(record.row().reached for record in self.records)
-        told = f"{reached} of {len(self.records)} cells reached."
+        reached, all_of_them = sum(record.row().reached for record in self.records), len(CELLS) * len(BITS)
+        told = f"{reached} of {all_of_them} cells reached, {len(self.records)} measured."
         return f"# Beside llama.cpp\n\n{words}.\n\n{NOTE}\n{told}\n\n{self._table()}\n{self._bytes()}\n{self._others()}"
 
     def _table(self) -> str:

@@ -18,8 +18,8 @@ async def test_the_table_and_a_line_for_each_stage(tmp_path: Path) -> None:
         ran = await run_verb(tmp_path, "trace", VRM_URL=server.url, COLUMNS="120")
     assert (ran.code, ran.err) == (0, "")
     head, first, second, sentence = ran.out.splitlines()[:4]
-    assert head.split()[:3] == ["stage", "busy", "of"]
-    assert first.startswith("0  attic  layers [0, 4)") and second.startswith("1  cellar  layers [4, 8)")
+    assert head.split()[:3] == ["stage", "busy", "ends"]
+    assert first.startswith("0 attic [0, 4)") and second.startswith("1 cellar [4, 8)")
     assert "86%" in first and "76%" in second
     assert sentence.startswith("20 steps in 0.21 s, one every 10.5 ms; scheduling took 1.00 ms of each")
     lines = [line for line in ran.out.splitlines() if line.startswith("stage ")][1:]

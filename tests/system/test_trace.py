@@ -80,7 +80,7 @@ async def test_the_verb_draws_it_and_writes_a_file(three_nodes: LocalCluster) ->
     out, url = three_nodes.folder / "trace.json", three_nodes.head.api_url
     ran = await run_verb(three_nodes.folder, "trace", "--seconds", "20", "--out", str(out), VRM_URL=url)
     assert ran.code == 0, ran.err
-    assert "head  layers" in ran.out and "worker-2" in ran.out
+    assert "0 head [0, " in ran.out and " worker-2 [" in ran.out
     events = check_trace_file(json.loads(out.read_text()))
     assert {event["pid"] for event in events} == {1, 2, 3}
     on_worker = await run_verb(three_nodes.folder, "trace", VRM_URL=three_nodes.workers[0].api_url)

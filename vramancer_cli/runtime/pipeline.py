@@ -19,7 +19,7 @@ from transport.messages import LinkLoad, Plan, Step
 from transport.types import NodeId
 from vramancer_cli.errors import VramancerError
 from vramancer_cli.models.readout import RowOutput
-from vramancer_cli.runtime.contracts import Ends
+from vramancer_cli.runtime.contracts import Ends, Engine, Hidden
 from vramancer_cli.runtime.data_links import activation
 from vramancer_cli.runtime.local_devices import Leg, LocalDevice, along
 from vramancer_cli.runtime.outlet import Outlet
@@ -174,12 +174,8 @@ class Pipeline:
             yield Leg(self._devices[0], lambda rows: self._ends.read(rows, scheduled.readouts), "read", stage - 1)
         else:
             outlet = self._outlets[self._plan.stages[stage].node]
-            yield Leg(
-                device,
-                lambda hidden: _Onward(stage, outlet.buffers(device.engine, stage, hidden)),
-                "copy",
-                max(0, stage - 1),
-            )
+            out = partial(_onward, outlet, device.engine, stage)
+            yield Leg(device, out, "copy", max(0, stage - 1))
 
     def _send(self, step: Step, stage: int, buffers: tuple[TensorBuffer, ...]) -> None:
         """To the node of `stage`, from any thread."""
@@ -203,3 +199,7 @@ class Pipeline:
     def _broke(self, node: NodeId, error: BaseException) -> None:
         if not self._closed:
             self._on_failed(node, error)
+
+
+def _onward(outlet: Outlet, engine: Engine, stage: int, hidden: Hidden) -> _Onward:
+    return _Onward(stage, outlet.buffers(engine, stage, hidden))

@@ -210,7 +210,7 @@ class WorkerStage:
         stages = (stage.leg(step) for stage in held.stages)
         following, outlet = held.stages[-1].index + 1, held.outlet
         enter = Leg(first, first.engine.from_buffers, "copy", held.first)
-        leave = Leg(last, partial(outlet.buffers, last.engine, following), "copy", held.stages[-1].index)
+        leave = Leg(last, partial(outlet.buffers, last.engine, following), "copy", following - 1)
         legs = (enter, *stages, leave)
 
         def done(result: tuple[TensorBuffer, ...] | None, error: BaseException | None) -> None:

@@ -24,7 +24,7 @@ def test_a_row_has_both_figures_the_ratio_of_the_pairs_the_goal_and_the_bytes():
     assert "| A4 prefill 128, one process, 2 threads | 150 tokens/s | 100 tokens/s | 1.50 x | ≥ 1 x | reached |" in text
     assert "| B8 | int8 1.24 GB / Q8_0 1.17 GB | one process |" in text
     assert "| generate, prefill 128 | 33 tokens/s |" in text
-    assert "2026-01-02" in text and "2 of 2 cells reached" in text
+    assert "2026-01-02" in text and "2 of 14 cells reached, 2 measured" in text
 
 
 def test_cells_of_another_run_take_the_place_of_theirs(tmp_path: Path):

@@ -14,7 +14,7 @@ import torch
 
 from vramancer_cli.telemetry import log
 
-LIBRARY: Final = Path(__file__).with_name("kernels.so")
+LIBRARY: Final = Path(__file__).with_name("kernels.torch.so")
 INSTRUCTION_SETS: Final = ("plain C++", "AVX2", "AVX512-VNNI")
 """As `isa.cpp` numbers them."""
 

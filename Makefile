@@ -72,7 +72,7 @@ check: $(READY) check-native
 # The native kernels alone, built again in place after a change; a warning is an error here, though not in an install.
 native:
 	@CFLAGS="-Wall -Wextra -Werror" $(BIN)/python setup.py --quiet build_ext --inplace --force
-	@test -f $(NATIVE)/kernels.so
+	@test -f $(NATIVE)/kernels.torch.so
 
 # They compile without a warning, and torch_abi.h declares what the installed torch does.
 check-native: $(READY)

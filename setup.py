@@ -32,10 +32,11 @@ Uninitialised is what gcc 12 finds in its own header of intrinsics. `omp simd` l
 
 
 class Kernels(build_ext):
-    """A plain shared library that torch loads: it knows neither Python's headers nor torch's."""
+    """A plain shared library that torch loads: it knows neither Python's headers nor torch's, and is no Python module,
+    nor named like one."""
 
     def get_ext_filename(self, fullname: str) -> str:
-        return f"{fullname.replace('.', '/')}.so"
+        return f"{fullname.replace('.', '/')}.torch.so"
 
     def build_extension(self, ext: Extension) -> None:
         if sys.platform == "linux":

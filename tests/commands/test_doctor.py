@@ -15,8 +15,8 @@ from vramancer_cli.doctor.finding import Finding
 from vramancer_cli.engine import families
 
 CHECKS = [
-    "program", "Python", "system", "libraries", "modules", "chat page", "devices", "threads", "child process",
-    "built-in model", "state folder", "API port", "node port", "mDNS", "addresses", "disk",
+    "program", "Python", "system", "libraries", "modules", "chat page", "devices", "kernels", "threads",
+    "child process", "built-in model", "state folder", "API port", "node port", "mDNS", "addresses", "disk",
 ]  # fmt: skip
 
 
@@ -27,7 +27,7 @@ def test_a_whole_installation_exits_with_0(
     assert (ran.code, ran.err) == (0, ""), ran.out
     *lines, summary = ran.out.splitlines()
     assert [line[10:26].strip() for line in lines if line[2:10].strip()] == CHECKS
-    assert summary.startswith("16 checks: ") and "failed" not in ran.out
+    assert summary.startswith("17 checks: ") and "failed" not in ran.out
     assert max(map(len, lines)) <= 80
     assert "\x1b" not in ran.out
     assert not (tmp_path / "state").exists(), "it leaves no trace"

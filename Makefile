@@ -10,7 +10,7 @@ NATIVE_SOURCES := $(wildcard $(NATIVE)/*.cpp $(NATIVE)/*.h)
 
 .PHONY: setup demo families test properties faults check format model report fuzz quality binary smoke wheel test-wheel clean
 .PHONY: native check-native
-.PHONY: bench-binary bench-bulk bench-context bench-drafting bench-load bench-quant bench-recovery bench-threads
+.PHONY: bench-binary bench-bulk bench-context bench-drafting bench-load bench-quant bench-recovery bench-step bench-threads
 
 setup: $(READY)
 
@@ -122,6 +122,10 @@ bench-drafting: $(READY)
 # CPU threads that sleep while they wait, against threads that spin.
 bench-threads: $(READY)
 	@$(BIN)/python -m bench.threads
+
+# Where a decode step's time goes in one process, flat layers against the family's; into bench/results/.
+bench-step: $(READY)
+	@$(BIN)/python -m bench.step
 
 # How long an answer pauses when a node dies, falls silent or is drained; into bench/results/. Minutes.
 bench-recovery: $(READY)

@@ -196,8 +196,8 @@ def main() -> None:
     machine = {"machine": platform.machine(), "cores": os.cpu_count(), "threads": asked.threads}
     described = {**machine, "torch": torch.__version__, "layers": asked.layers, "kernels": native.instruction_set()}
     RESULTS.mkdir(exist_ok=True)
-    title = f"# Milliseconds of a decode step: {asked.layers} layers, {asked.threads} threads, {CONTEXT_TOKENS} tokens behind"
-    (RESULTS / "step.md").write_text(f"{title}\n\n{text}")
+    where = f"{asked.layers} layers, {asked.threads} threads, {CONTEXT_TOKENS} tokens behind"
+    (RESULTS / "step.md").write_text(f"# Milliseconds of a decode step: {where}\n\n{text}")
     (RESULTS / "step.json").write_text(json.dumps({**described, "ms": found}, indent=2) + "\n")
 
 

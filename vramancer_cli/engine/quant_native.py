@@ -1,7 +1,7 @@
 """Our own CPU kernels as `quant_kernels.Kernel`s: activations rounded to int8, for each row or for each group of one.
 
-One packing serves every row count, and a row gives the same bits at each. For what reads them, the processor's kind does
-not matter: all are packed alike. Must never round a weight or know what a layer is.
+One packing serves every row count, and a row gives the same bits at each. Must never round a weight or know what a
+layer is.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import torch
 from vramancer_cli.telemetry import log
 
 LIBRARY: Final = Path(__file__).with_name("kernels.so")
-INSTRUCTION_SETS: Final = ("plain C++", "AVX2", "AVX512-VNNI", "NEON")
+INSTRUCTION_SETS: Final = ("plain C++", "AVX2", "AVX512-VNNI")
 """As `isa.cpp` numbers them."""
 
 _log = log.get("engine")

@@ -1,4 +1,4 @@
-// See isa.h. Instruction sets are numbered: 0 plain C++, 1 AVX2, 2 AVX512-VNNI, 3 NEON with its dot product.
+// See isa.h. Instruction sets are numbered: 0 plain C++, 1 AVX2, 2 AVX512-VNNI.
 #include "isa.h"
 
 #include <atomic>
@@ -6,30 +6,22 @@
 #include "op.h"
 #include "rows.h"
 
-#if defined(__aarch64__) && defined(__linux__)
-#include <sys/auxv.h>
-#endif
-
 namespace vram {
 namespace {
 
-constexpr int64_t kCount = 4;
+constexpr int64_t kCount = 3;
 
 bool processor_has(int64_t isa) {
 #if defined(__x86_64__) && defined(__GNUC__)
   if (isa == 1) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if (isa == 2) return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-#elif defined(__aarch64__) && defined(__linux__)
-  if (isa == 3) return getauxval(AT_HWCAP) & (1 << 20);  // HWCAP_ASIMDDP
-#elif defined(__aarch64__)
-  if (isa == 3) return true;  // every Mac with such a processor
 #endif
   return isa == 0;
 }
 
 const Kernels* made_for(int64_t isa) {
-  const Kernels* const all[kCount] = {kPlain, kAvx2, kAvx512, kNeon};
+  const Kernels* const all[kCount] = {kPlain, kAvx2, kAvx512};
   return isa >= 0 && isa < kCount && processor_has(isa) ? all[isa] : nullptr;
 }
 

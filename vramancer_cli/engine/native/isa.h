@@ -8,7 +8,6 @@ namespace vram {
 // Null where the compiler cannot make them for this kind of processor.
 extern const Kernels* const kAvx512;
 extern const Kernels* const kAvx2;
-extern const Kernels* const kNeon;
 extern const Kernels* const kPlain;
 
 const Kernels& kernels();

@@ -25,9 +25,10 @@ inline constexpr float kSmallest = 1e-20f;   // scale of a row of zeros: quant.S
 struct Activations {
   int8_t* codes;
   float* scales;   // [rows, inputs / group]
-  int32_t* sums;   // [rows, inputs / group], of codes
-  float* shifts;   // [rows, inputs / group]: sum * scale, of which offsets are multiples
+  int32_t* starts; // [rows, inputs / group]: - zero * sum of the codes, what sums of products begin with
+  float* shifts;   // [rows, inputs / group]: sum of the codes * scale, which offsets are multiplied by
   int64_t stride, group, inputs;
+  int zero;        // the weight's; of int8, kInt8Zero
 
   int64_t groups() const { return inputs / group; }
 };
@@ -51,7 +52,6 @@ struct Product {
   Held held;
   const uint8_t* packed;
   const float* scales;   // of int8_rows
-  int zero;              // of int4: the code that means the offset itself
   Activations rows;
   int64_t row_count, outputs;
   void* result;          // [row_count, outputs] of `type`

@@ -35,8 +35,9 @@ void round_group(const void* rows, int64_t place, int64_t count, int8_t* codes, 
     sums = Simd::add(sums, Simd::store_rounded(codes + i, Simd::divide(load_row<type>(rows, place + i), divisor)));
   }
   to.scales[group] = scale;
-  to.sums[group] = Simd::sum(sums);
-  to.shifts[group] = scale * static_cast<float>(to.sums[group]);
+  const int32_t sum = Simd::sum(sums);
+  to.starts[group] = -(to.zero == kInt8Zero ? Simd::kInt8Start : to.zero) * sum;
+  to.shifts[group] = scale * static_cast<float>(sum);
 }
 
 template <Type type>
@@ -77,10 +78,12 @@ void store_row(const Product& p, int64_t row, int64_t output, const Floats* valu
   const int64_t place = row * p.outputs + output, count = p.outputs - output;
   if (count < kTile) {
     alignas(64) float some[kTile];
+#pragma GCC unroll 4
     for (int w = 0; w < Simd::kWidth; ++w) Simd::store(some + w * Simd::kLanes, values[w]);
     store_some(p.result, p.type, place, some, count);
     return;
   }
+#pragma GCC unroll 4
   for (int w = 0; w < Simd::kWidth; ++w) {
     const int64_t at = place + w * Simd::kLanes;
     if (p.type == Type::bfloat16) Simd::store_bfloat16(static_cast<uint16_t*>(p.result) + at, values[w]);
@@ -113,11 +116,13 @@ inline __attribute__((always_inline)) void add_int8(
     const uint8_t*& ahead, int64_t step) {
   for (int64_t i = 0; i < count; i += 4, codes += 4 * kBlock) {
     Codes weights[Simd::kWidth];
+#pragma GCC unroll 4
     for (int w = 0; w < Simd::kWidth; ++w) weights[w] = Simd::load_codes(codes + 4 * w * Simd::kLanes);
     fetch(ahead, step);
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
       const auto four = Simd::four(first + r * stride + i);
+#pragma GCC unroll 4
       for (int w = 0; w < Simd::kWidth; ++w) sums[r][w] = Simd::dot_int8(sums[r][w], weights[w], four);
     }
   }
@@ -128,19 +133,26 @@ inline __attribute__((always_inline)) void add_int4(
     Ints (&sums)[rows][Simd::kWidth], const uint8_t* codes, const int8_t* first, int64_t stride, int64_t count,
     const uint8_t*& ahead, int64_t step) {
   for (int64_t i = 0; i < count; i += 8, codes += 4 * kBlock) {
-    Codes low[Simd::kWidth], high[Simd::kWidth];
+    Codes pairs[Simd::kWidth], weights[Simd::kWidth];
+#pragma GCC unroll 4
     for (int w = 0; w < Simd::kWidth; ++w) {
-      const Codes pairs = Simd::load_codes(codes + 4 * w * Simd::kLanes);
-      low[w] = Simd::low(pairs);
-      high[w] = Simd::high(pairs);
+      pairs[w] = Simd::load_codes(codes + 4 * w * Simd::kLanes);
+      weights[w] = Simd::low(pairs[w]);
     }
     fetch(ahead, step);
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
-      const auto four = Simd::four(first + r * stride + i), next = Simd::four(first + r * stride + i + 4);
-      for (int w = 0; w < Simd::kWidth; ++w) {
-        sums[r][w] = Simd::dot_int4(Simd::dot_int4(sums[r][w], low[w], four), high[w], next);
-      }
+      const auto four = Simd::four(first + r * stride + i);
+#pragma GCC unroll 4
+      for (int w = 0; w < Simd::kWidth; ++w) sums[r][w] = Simd::dot_int4(sums[r][w], weights[w], four);
+    }
+#pragma GCC unroll 4
+    for (int w = 0; w < Simd::kWidth; ++w) weights[w] = Simd::high(pairs[w]);
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; ++r) {
+      const auto four = Simd::four(first + r * stride + i + 4);
+#pragma GCC unroll 4
+      for (int w = 0; w < Simd::kWidth; ++w) sums[r][w] = Simd::dot_int4(sums[r][w], weights[w], four);
     }
   }
 }
@@ -152,10 +164,12 @@ template <int rows>
 void tile_rows(const Product& p, const Piece& piece) {
   const int64_t stride = p.rows.stride, row = piece.row;
   Ints sums[rows][Simd::kWidth];
+#pragma GCC unroll 16
   for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 4
     for (int w = 0; w < Simd::kWidth; ++w) {
       const int32_t* const before = piece.sums + r * kBlock + w * Simd::kLanes;
-      sums[r][w] = piece.begin ? Simd::load_ints(before) : Simd::ints(-Simd::kInt8Start * p.rows.sums[row + r]);
+      sums[r][w] = piece.begin ? Simd::load_ints(before) : Simd::ints(p.rows.starts[row + r]);
     }
   }
   const uint8_t* codes = p.packed + (piece.block * p.rows.inputs + piece.begin) * kBlock + 4 * piece.lane;
@@ -163,7 +177,9 @@ void tile_rows(const Product& p, const Piece& piece) {
   add_int8<rows>(
       sums, codes, p.rows.codes + row * stride + piece.begin, stride, piece.end - piece.begin, ahead, piece.step);
   if (piece.end < p.rows.inputs) {
+#pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 4
       for (int w = 0; w < Simd::kWidth; ++w) Simd::store_ints(piece.sums + r * kBlock + w * Simd::kLanes, sums[r][w]);
     }
     return;
@@ -175,8 +191,10 @@ void tile_rows(const Product& p, const Piece& piece) {
     std::memcpy(some, scales, (p.outputs - output) * sizeof(float));
     scales = some;
   }
+#pragma GCC unroll 16
   for (int r = 0; r < rows; ++r) {
     Floats values[Simd::kWidth];
+#pragma GCC unroll 4
     for (int w = 0; w < Simd::kWidth; ++w) {
       const Floats scaled = Simd::multiply(Simd::to_floats(sums[r][w]), Simd::load(scales + w * Simd::kLanes));
       values[w] = Simd::multiply(scaled, Simd::floats(p.rows.scales[row + r]));
@@ -189,6 +207,7 @@ void tile_rows(const Product& p, const Piece& piece) {
 template <Held held>
 inline __attribute__((always_inline)) void load_scaling(
     const uint8_t* at, int64_t lane, Floats (&scales)[Simd::kWidth], Floats (&offsets)[Simd::kWidth]) {
+#pragma GCC unroll 4
   for (int w = 0; w < Simd::kWidth; ++w) {
     const int64_t place = lane + w * Simd::kLanes;
     const uint16_t* const halves = reinterpret_cast<const uint16_t*>(at) + place;
@@ -210,46 +229,43 @@ void tile_groups(const Product& p, const Piece& piece) {
   constexpr bool is_int8 = held == Held::int8_groups;
   const int64_t group = p.rows.group, groups = p.rows.groups(), stride = p.rows.stride;
   const int64_t step = group_bytes(held, group), codes_bytes = is_int8 ? kBlock * group : kBlock * group / 2;
-  const int32_t zero = is_int8 ? Simd::kInt8Start : p.zero;
   const int64_t begin = piece.begin / group, end = piece.end / group;
   const uint8_t* at = p.packed + (piece.block * groups + begin) * step;
   const uint8_t* ahead = piece.ahead;
   const int8_t* first = p.rows.codes + piece.row * stride + piece.begin;
-  float* const before = reinterpret_cast<float*>(piece.sums);
-  Floats results[rows][Simd::kWidth];
-  for (int r = 0; r < rows; ++r) {
-    for (int w = 0; w < Simd::kWidth; ++w) {
-      results[r][w] = begin ? Simd::load(before + r * kBlock + w * Simd::kLanes) : Simd::floats(0.0f);
-    }
-  }
+  float* const results = reinterpret_cast<float*>(piece.sums);  // in memory: the registers are for the sums
   for (int64_t g = begin; g < end; ++g, at += step, first += group) {
     const int64_t place = piece.row * groups + g;
     Ints sums[rows][Simd::kWidth];
+#pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
-      for (int w = 0; w < Simd::kWidth; ++w) sums[r][w] = Simd::ints(-zero * p.rows.sums[place + r * groups]);
+#pragma GCC unroll 4
+      for (int w = 0; w < Simd::kWidth; ++w) sums[r][w] = Simd::ints(p.rows.starts[place + r * groups]);
     }
     if constexpr (is_int8) add_int8<rows>(sums, at + 4 * piece.lane, first, stride, group, ahead, piece.step);
     else add_int4<rows>(sums, at + 4 * piece.lane, first, stride, group, ahead, piece.step);
     Floats scales[Simd::kWidth], offsets[Simd::kWidth];
     load_scaling<held>(at + codes_bytes, piece.lane, scales, offsets);
+#pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
       const Floats scale = Simd::floats(p.rows.scales[place + r * groups]);
+      [[maybe_unused]] const Floats shift = Simd::floats(p.rows.shifts[place + r * groups]);
+#pragma GCC unroll 4
       for (int w = 0; w < Simd::kWidth; ++w) {
-        const Floats both = Simd::multiply(scales[w], scale);
-        results[r][w] = Simd::multiply_add(Simd::to_floats(sums[r][w]), both, results[r][w]);
-      }
-      if constexpr (!is_int8) {
-        const Floats shift = Simd::floats(p.rows.shifts[place + r * groups]);
-        for (int w = 0; w < Simd::kWidth; ++w) results[r][w] = Simd::multiply_add(offsets[w], shift, results[r][w]);
+        float* const result = results + r * kBlock + w * Simd::kLanes;
+        const Floats both = Simd::multiply(scales[w], scale), before = g ? Simd::load(result) : Simd::floats(0.0f);
+        Floats after = Simd::multiply_add(Simd::to_floats(sums[r][w]), both, before);
+        if constexpr (!is_int8) after = Simd::multiply_add(offsets[w], shift, after);
+        Simd::store(result, after);
       }
     }
   }
+  if (piece.end < p.rows.inputs) return;
+#pragma GCC unroll 16
   for (int r = 0; r < rows; ++r) {
-    if (piece.end == p.rows.inputs) {
-      store_row(p, piece.row + r, piece.block * kBlock + piece.lane, results[r]);
-    } else {
-      for (int w = 0; w < Simd::kWidth; ++w) Simd::store(before + r * kBlock + w * Simd::kLanes, results[r][w]);
-    }
+    Floats values[Simd::kWidth];
+    for (int w = 0; w < Simd::kWidth; ++w) values[w] = Simd::load(results + r * kBlock + w * Simd::kLanes);
+    store_row(p, piece.row + r, piece.block * kBlock + piece.lane, values);
   }
 }
 
@@ -278,7 +294,8 @@ const Tiles& tiles_for(Held held) {
 
 // All rows by some inputs of one block: weights that the nearest cache holds until the last rows have had them.
 void multiply_part(const Product& p, const Tiles& tiles, Piece piece, int32_t* sums, int64_t bytes) {
-  const int64_t turns = (p.row_count + Simd::kRows - 1) / Simd::kRows;
+  const int64_t most = p.held == Held::int8_rows ? Simd::kRows : Simd::kGroupRows;
+  const int64_t turns = (p.row_count + most - 1) / most;
   const int64_t lanes = std::min(kBlock, p.outputs - piece.block * kBlock);
   const uint8_t* const next = piece.ahead;
   for (int64_t turn = 0; turn < turns; ++turn) {  // of about as many rows each

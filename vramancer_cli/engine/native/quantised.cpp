@@ -125,19 +125,19 @@ Tensor pack_int4(Tensor codes, Tensor scaling) {
 // Memory for some rounded rows.
 class Rounded {
  public:
-  Rounded(int64_t rows, int64_t inputs, int64_t group)
+  Rounded(int64_t rows, int64_t inputs, int64_t group, int zero)
       : codes_(new int8_t[rows * (inputs + kRowPadding)]),
         scales_(new float[rows * (inputs / group)]),
-        sums_(new int32_t[rows * (inputs / group)]),
+        starts_(new int32_t[rows * (inputs / group)]),
         shifts_(new float[rows * (inputs / group)]),
-        all_{codes_.get(), scales_.get(), sums_.get(), shifts_.get(), inputs + kRowPadding, group, inputs} {}
+        all_{codes_.get(), scales_.get(), starts_.get(), shifts_.get(), inputs + kRowPadding, group, inputs, zero} {}
 
   const Activations& all() const { return all_; }
 
  private:
   std::unique_ptr<int8_t[]> codes_;
   std::unique_ptr<float[]> scales_;
-  std::unique_ptr<int32_t[]> sums_;
+  std::unique_ptr<int32_t[]> starts_;
   std::unique_ptr<float[]> shifts_;
   Activations all_;
 };
@@ -150,12 +150,12 @@ void check_rows(const Tensor& rows, int64_t inputs) {
 }
 
 // `weight`: a Product without its rows and result.
-Tensor multiplied(Product weight, const Tensor& rows, int64_t group) {
+Tensor multiplied(Product weight, const Tensor& rows, int64_t group, int zero = kInt8Zero) {
   const int64_t count = rows.size(0), inputs = rows.size(1), width = rows.type() == Type::float32 ? 4 : 2;
   Tensor result = Tensor::empty({count, weight.outputs}, rows.type());
   if (count == 0) return result;
   const Kernels& isa = kernels();
-  const Rounded rounded(std::min(count, kRowsAtOnce), inputs, group);
+  const Rounded rounded(std::min(count, kRowsAtOnce), inputs, group, zero);
   weight.rows = rounded.all();
   weight.type = rows.type();
   for (int64_t first = 0; first < count; first += kRowsAtOnce) {
@@ -207,9 +207,7 @@ Tensor linear_int8_groups(Tensor rows, Tensor packed, int64_t outputs, int64_t g
 Tensor linear_int4(Tensor rows, Tensor packed, int64_t outputs, int64_t group, int64_t zero, bool is_float16) {
   check(zero >= 0 && zero < 16, "a code of four bits is below 16");
   const Held held = is_float16 ? Held::int4_float16 : Held::int4_bfloat16;
-  Product weight = of_groups(packed, rows, held, outputs, group);
-  weight.zero = static_cast<int>(zero);
-  return multiplied(weight, rows, group);
+  return multiplied(of_groups(packed, rows, held, outputs, group), rows, group, static_cast<int>(zero));
 }
 
 VRAM_OP(pack_int8, "(Tensor codes) -> Tensor", pack_int8);

@@ -6,6 +6,7 @@ struct Simd {
   static constexpr int kLanes = 16;
   static constexpr int kWidth = 2;    // vectors of outputs in a tile
   static constexpr int kRows = 12;    // of activations in a tile: 24 sums, and 8 registers for the rest
+  static constexpr int kGroupRows = 10;  // where the sums are scaled group after group
   static constexpr int kInt8Start = kInt8Zero;
 
   static Ints ints(int32_t value) { return _mm512_set1_epi32(value); }

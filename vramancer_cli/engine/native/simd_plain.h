@@ -3,6 +3,7 @@ struct Simd {
   static constexpr int kLanes = 8;
   static constexpr int kWidth = 1;
   static constexpr int kRows = 4;
+  static constexpr int kGroupRows = 4;
   static constexpr int kInt8Start = kInt8Zero;
   struct Floats { float v[kLanes]; };
   struct Ints { int32_t v[kLanes]; };

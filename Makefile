@@ -11,7 +11,7 @@ NATIVE_SOURCES := $(wildcard $(NATIVE)/*.cpp $(NATIVE)/*.h)
 .PHONY: setup demo families test properties faults soak check format model report fuzz quality binary smoke wheel test-wheel clean
 .PHONY: native check-native
 .PHONY: bench-binary bench-bulk bench-context bench-drafting bench-link bench-load bench-overlap bench-quant bench-recovery
-.PHONY: bench-threads
+.PHONY: bench-step bench-threads
 
 setup: $(READY)
 
@@ -153,6 +153,10 @@ bench-overlap: $(READY)
 # CPU threads that sleep while they wait, against threads that spin.
 bench-threads: $(READY)
 	@$(BIN)/python -m bench.threads
+
+# Where a decode step's time goes in one process, flat layers against the family's; into bench/results/.
+bench-step: $(READY)
+	@$(BIN)/python -m bench.step
 
 # How long an answer pauses when a node dies, falls silent or is drained; into bench/results/. Minutes.
 bench-recovery: $(READY)

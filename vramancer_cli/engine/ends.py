@@ -18,6 +18,7 @@ from vramancer_cli.engine.boundary import Boundary, gathered, nothing
 from vramancer_cli.engine.checkpoint import Checkpoint
 from vramancer_cli.engine.memory import MemoryBudget, Reservation
 from vramancer_cli.engine.reading import Reader
+from vramancer_cli.engine.shortcuts import Through, between, watching
 from vramancer_cli.engine.stage import checked, release
 from vramancer_cli.engine.tensors import DTYPES
 from vramancer_cli.engine.trace import positions_for, trace_layers
@@ -43,6 +44,8 @@ class EndsModel:
         self._entering, self._result = trace.seams.at(0), trace.seams.result
         self.vocab_size: int = self._model.config.get_text_config().vocab_size
         self.weights_bytes = weights.weights_bytes(self._model, quantize)
+        self._embedding: Through | None = None
+        self._head: Through | None = None
 
     def load(self, device: torch.device, progress: Progress) -> None:
         """Read the owned tensors to `device`. Raises ModelError."""
@@ -57,11 +60,15 @@ class EndsModel:
         """[T] int64 each in; what crosses before the first layer out."""
         if not token_ids.numel():
             return nothing(self._entering, self._model.dtype, token_ids.device)
+        if self._embedding is not None:
+            return gathered(self._entering, {self._entering[0].name: self._embedding(token_ids[None])})
         arguments = positions_for(self._model, positions[None]) | {"use_cache": False}
         return gathered(self._entering, self._split.prologue(input_ids=token_ids[None], **arguments))
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[R, width] as the last layer gave them in, [R, vocabulary] float32 out, after all that the family does."""
+        if self._head is not None:
+            return self._head(self._result.from_rows(hidden))[0].float()
         output = self._split.epilogue(self._result.from_rows(hidden), **_placeholder(hidden))
         return output.logits[0].float()
 
@@ -78,6 +85,18 @@ class EndsModel:
         with torch.inference_mode():
             hidden = finite(self.embed(ids, torch.arange(2, device=device)).hidden)
             finite(self.logits(hidden[:, : self._result.width]))
+            self._find_shortcuts(ids[None], hidden[:, : self._result.width])
+
+    def _find_shortcuts(self, ids: torch.Tensor, rows: torch.Tensor) -> None:
+        arguments = positions_for(self._model, torch.arange(2, device=ids.device)[None]) | {"use_cache": False}
+        with watching(self._model) as calls:
+            entering = self._split.prologue(input_ids=ids, **arguments)
+        if len(self._entering) == 1:
+            self._embedding = between(calls, ids, entering[self._entering[0].name])
+        result = self._result.from_rows(rows)
+        with watching(self._model) as calls:
+            output = self._split.epilogue(result, **_placeholder(rows))
+        self._head = between(calls, result, output.logits)
 
 
 class TorchEnds:

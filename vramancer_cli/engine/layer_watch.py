@@ -19,7 +19,7 @@ PROBE_TOKENS: Final = 5
 PROBE_POSITIONS: Final = (3, 4, 5, 6, 7)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Call:
     """Of a module without children: what it was handed first, and gave."""
 

@@ -82,7 +82,7 @@ def _quantised(linear: Any, quantize: WeightFormat, read: ReadPacked | None) -> 
     return held
 
 
-def _stand_ins(held: Mapping[str, QuantisedWeight], biases: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+def _stand_ins(held: dict[str, QuantisedWeight], biases: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     if len(held) > 1 and may_join(list(held.values())):
         return shared_linears(held, biases, dtype)
     return {name: QuantisedLinear(weight, biases[name], dtype) for name, weight in held.items()}

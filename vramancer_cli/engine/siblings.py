@@ -66,11 +66,11 @@ def watching(layers: Iterable[torch.nn.Module]) -> Iterator[SiblingWatch]:
 class SharedProduct(torch.nn.Module):
     """Several weights one below the other: rows [M, K] in, [M, sum of outputs] out."""
 
-    def __init__(self, weights: Sequence[QuantisedWeight], dtype: torch.dtype) -> None:
+    def __init__(self, joined: QuantisedWeight, widths: Sequence[int], dtype: torch.dtype) -> None:
         super().__init__()
-        self.widths = [weight.shape[0] for weight in weights]
-        self.in_features = weights[0].shape[1]
-        self._kernel: Kernel | None = kernel_for(joined_weights(weights), dtype)
+        self.widths = tuple(widths)
+        self.in_features = joined.shape[1]
+        self._kernel: Kernel | None = kernel_for(joined, dtype)
         self._last: tuple[torch.Tensor, torch.Tensor] | None = None
         self._left = 0
 
@@ -111,8 +111,11 @@ class SiblingLinear(torch.nn.Module):
 
 
 def shared_linears(
-    weights: Mapping[str, QuantisedWeight], biases: Mapping[str, torch.nn.Parameter | None], dtype: torch.dtype
+    weights: dict[str, QuantisedWeight], biases: Mapping[str, torch.nn.Parameter | None], dtype: torch.dtype
 ) -> dict[str, torch.nn.Module]:
-    """A SiblingLinear for each weight."""
-    shared = SharedProduct(list(weights.values()), dtype)
-    return {name: SiblingLinear(shared, index, biases[name]) for index, name in enumerate(weights)}
+    """A SiblingLinear for each weight. Empties `weights`: the parts are freed before a kernel packs the whole."""
+    widths = {name: weight.shape[0] for name, weight in weights.items()}
+    joined = joined_weights(list(weights.values()))
+    weights.clear()
+    shared = SharedProduct(joined, list(widths.values()), dtype)
+    return {name: SiblingLinear(shared, index, biases[name]) for index, name in enumerate(widths)}

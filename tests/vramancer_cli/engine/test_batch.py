@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from vramancer_cli.engine import native
 from vramancer_cli.engine.attention import Options, attend_sequence
 from vramancer_cli.engine.batch import PART_TOKENS, Batch, Stretch
 from vramancer_cli.engine.block_tables import PlacedRow
@@ -86,3 +87,26 @@ def test_a_long_context_is_read_in_parts_and_gives_the_same_wherever_it_lies():
     torch.testing.assert_close(outputs[0], whole, atol=1e-6, rtol=0)
     windowed = Batch([row], pool, CPU)
     assert windowed.spans(0)[0].parts == (), "a chunk of a prompt is read whole"
+
+
+@pytest.mark.skipif(not native.is_there(), reason="the native kernels are not built here")
+@pytest.mark.parametrize("options", [Options(), Options(sliding_window=2), Options(softcap=3.0, scaling=0.5)], ids=str)
+def test_short_rows_are_attended_to_natively(pool: KvPool, options: Options):
+    query, key, value = torch.randn(4, 6, 8), torch.randn(2, 6, 8), torch.randn(2, 6, 8)
+    rows = [CHUNK, SCATTERED, FRESH]
+    found = Batch(rows, pool, CPU, native=True).attend(0, query, key, value, options)
+    expected = Batch(rows, pool, CPU).attend(0, query, key, value, options)
+    assert (found - expected).abs().max() < 1e-5
+    alone = Batch([SCATTERED], pool, CPU, native=True)
+    assert torch.equal(alone.attend(0, query[:, 3:5], key[:, 3:5], value[:, 3:5], options), found[3:5])
+
+
+@pytest.mark.skipif(not native.is_there(), reason="the native kernels are not built here")
+def test_long_rows_behind_short_ones_keep_torchs_bits():
+    pool = KvPool({0: KvShape(2, 8, 8)}, (12,), 4, torch.float32, CPU)
+    long = PlacedRow(0, 20, (3, 4, 5, 6, 7), consecutive=True, outputs=1)
+    query, key, value = torch.randn(4, 21, 8), torch.randn(2, 21, 8), torch.randn(2, 21, 8)
+    found = Batch([FRESH, long], pool, CPU, native=True).attend(0, query, key, value, Options())
+    expected = Batch([FRESH, long], pool, CPU).attend(0, query, key, value, Options())
+    assert torch.equal(found[1:], expected[1:])
+    assert (found[0] - expected[0]).abs().max() < 1e-5

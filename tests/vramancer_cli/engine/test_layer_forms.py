@@ -23,6 +23,8 @@ from vramancer_cli.errors import VramancerError
 pytestmark = pytest.mark.skipif(not native.is_there(), reason="the native kernels are not built here")
 
 CPU = torch.device("cpu")
+WIDE: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 256}
+"""So that keys and values, too, are large enough to be quantised."""
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {},
@@ -49,7 +51,10 @@ def kinds(shard: Shard) -> list[bool]:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("quantize", ["int8", "int4"])
 def test_families_of_the_form_run_flat(tmp_path: Path, family: str, quantize: str):
-    assert kinds(shard_of(make_checkpoint(tmp_path, family, **FAMILIES[family]), quantize=quantize)) == [True, True]
+    assert kinds(shard_of(make_checkpoint(tmp_path, family, **WIDE, **FAMILIES[family]), quantize=quantize)) == [
+        True,
+        True,
+    ]
 
 
 @pytest.mark.parametrize("family", ["olmo2", "granite", "gpt_neox", "mixtral", "starcoder2", "cohere", "glm"])
@@ -57,7 +62,7 @@ def test_other_families_keep_their_own_code(tmp_path: Path, family: str):
     """Norms behind the halves only, scaled residuals, both halves at once, experts, other norms, pairs that lie
     side by side."""
     extra = {"residual_multiplier": 0.5} if family == "granite" else {}
-    assert kinds(shard_of(make_checkpoint(tmp_path, family, **extra))) == [False, False]
+    assert kinds(shard_of(make_checkpoint(tmp_path, family, **WIDE, **extra))) == [False, False]
 
 
 def test_what_a_few_tokens_do_not_show_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -70,7 +75,7 @@ def test_what_a_few_tokens_do_not_show_is_refused(tmp_path: Path, monkeypatch: p
         return plain(self, *args, **kwargs).clamp(-1e4, 1e4)
 
     monkeypatch.setattr(modeling_llama.LlamaDecoderLayer, "forward", bounded)
-    assert kinds(shard_of(make_checkpoint(tmp_path))) == [False, False]
+    assert kinds(shard_of(make_checkpoint(tmp_path, **WIDE))) == [False, False]
 
 
 def test_a_layer_that_computes_something_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -83,29 +88,29 @@ def test_a_layer_that_computes_something_else_is_refused(tmp_path: Path, monkeyp
         return plain(self, hidden_states, **kwargs) + hidden_states
 
     monkeypatch.setattr(modeling_llama.LlamaDecoderLayer, "forward", doubled)
-    assert kinds(shard_of(make_checkpoint(tmp_path))) == [False, False]
+    assert kinds(shard_of(make_checkpoint(tmp_path, **WIDE))) == [False, False]
 
 
 def test_float32_and_unrounded_plans_keep_every_bit(tmp_path: Path):
-    folder = make_checkpoint(tmp_path)
+    folder = make_checkpoint(tmp_path, **WIDE)
     assert kinds(shard_of(folder, torch.float32, "none")) == [False, False]
     assert kinds(shard_of(folder, torch.float16, "int8")) == [False, False]
 
 
 def test_without_the_native_operators_the_familys_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    folder = make_checkpoint(tmp_path)
+    folder = make_checkpoint(tmp_path, **WIDE)
     monkeypatch.setattr(native, "is_there", lambda: False)
     assert kinds(shard_of(folder)) == [False, False]
     assert len(generated(folder, 1)) == 3
 
 
 def test_the_flat_layers_give_what_the_familys_gave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    folder = make_checkpoint(tmp_path, "gemma2", **FAMILIES["gemma2"])
+    folder = make_checkpoint(tmp_path, "gemma2", **WIDE, **FAMILIES["gemma2"])
     flat = shard_of(folder, torch.float32)
     monkeypatch.setattr("vramancer_cli.engine.shard.flat_form", lambda *_: None)
     own = shard_of(folder, torch.float32)
     assert (kinds(flat), kinds(own)) == ([True, True], [False, False])
-    hidden = torch.randn(7, 64)
+    hidden = torch.randn(7, 128)
     from vramancer_cli.engine.boundary import Boundary
 
     with torch.inference_mode():
@@ -114,16 +119,16 @@ def test_the_flat_layers_give_what_the_familys_gave(tmp_path: Path, monkeypatch:
 
 
 def test_unloaded_flat_layers_hold_nothing(tmp_path: Path):
-    shard = shard_of(make_checkpoint(tmp_path))
-    layer = architecture.layers_of(shard._model)[0]
+    shard = shard_of(make_checkpoint(tmp_path, **WIDE))
+    layer = architecture.layers_of(shard._model)[1]
     shard.unload()
     assert all(parameter.is_meta for parameter in layer.parameters())
     with pytest.raises(VramancerError, match="unloaded"):
-        layer(torch.zeros(1, 1, 64))
+        layer(torch.zeros(1, 1, 128))
 
 
 def test_flat_layers_move_to_another_stage(tmp_path: Path):
-    folder = make_checkpoint(tmp_path)
+    folder = make_checkpoint(tmp_path, **WIDE)
     old = shard_of(folder, layers=LayerRange(0, 3))
     moved = architecture.layers_of(old._model)[1]
     new = Shard(open_checkpoint(folder), LayerRange(1, 4), torch.bfloat16, "int8")
@@ -151,7 +156,7 @@ def generated(folder: Path, stages: int, *, shuffle: bool = True, together: bool
 
 def test_tokens_are_the_same_over_stages_alone_and_in_scattered_blocks(tmp_path: Path):
     """Grade "stable": bit for bit, because every row is computed by itself."""
-    folder = make_checkpoint(tmp_path)
+    folder = make_checkpoint(tmp_path, **WIDE)
     whole = generated(folder, 1)
     assert generated(folder, 2) == generated(folder, 4) == whole
     assert generated(folder, 1, shuffle=False) == whole
@@ -159,7 +164,7 @@ def test_tokens_are_the_same_over_stages_alone_and_in_scattered_blocks(tmp_path:
 
 def test_a_form_is_proved_in_the_layers_own_numbers(tmp_path: Path):
     """What was seen of one layer does not prove another."""
-    shard = shard_of(make_checkpoint(tmp_path, "qwen3", head_dim=16), quantize="int8")
+    shard = shard_of(make_checkpoint(tmp_path, "qwen3", head_dim=16, **WIDE), quantize="int8")
     assert flat_form(torch.nn.Identity(), _seen_elsewhere(shard)) is None
 
 

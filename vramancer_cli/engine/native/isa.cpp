@@ -54,7 +54,7 @@ const Kernels& kernels() { return *made_for(isa()); }
 
 // On ARM, plain C++ is compiled for NEON as it is.
 const RowKernels& row_kernels() {
-  const RowKernels* const all[kCount] = {&kPlainRows, kAvx2Rows, kAvx512Rows, &kPlainRows};
+  const RowKernels* const all[kCount] = {&kPlainRows, kAvx2Rows, kAvx512Rows};
   const RowKernels* const found = all[isa()];
   return found ? *found : kPlainRows;
 }

@@ -69,10 +69,10 @@ void norm_rows(const Norm& norm, int64_t begin, int64_t end) {
 
 inline float silu(float x) { return x / (1.0f + exponential(-x)); }
 
-// Hendrycks and Gimpel, "Gaussian Error Linear Units" (2016), with tanh; tanh(u) = 1 - 2 / (e^2u + 1).
+// Hendrycks and Gimpel, "Gaussian Error Linear Units" (2016), with tanh; (1 + tanh(u)) / 2 = 1 / (1 + e^-2u).
 inline float gelu_tanh(float x) {
   const float u = 0.7978845608028654f * (x + 0.044715f * x * x * x);
-  return x * (1.0f - 1.0f / (exponential(2.0f * u) + 1.0f));
+  return x / (1.0f + exponential(-2.0f * u));
 }
 
 template <class T>

@@ -5,13 +5,17 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SOURCES := transport vramancer_cli commands build_scripts bench fuzz tests
 
+NATIVE := vramancer_cli/engine/native
+NATIVE_SOURCES := $(wildcard $(NATIVE)/*.cpp $(NATIVE)/*.h)
+
 .PHONY: setup demo families test properties faults check format model report fuzz quality binary smoke wheel test-wheel clean
+.PHONY: native check-native
 .PHONY: bench-binary bench-bulk bench-context bench-drafting bench-load bench-quant bench-recovery bench-threads
 
 setup: $(READY)
 
 # torch first and alone: another version, or a range, may pull several GB of CUDA packages.
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt setup.py $(NATIVE_SOURCES)
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + " (make PYTHON=python3.12)" if sys.version_info < (3, 11) else 0)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (about 1 GB; some minutes the first time)"
@@ -52,11 +56,22 @@ fuzz: $(READY)
 families: $(READY)
 	@$(BIN)/python -m tests.helpers.family_table $(ONLY)
 
-check: $(READY)
+check: $(READY) check-native
 	@$(BIN)/ruff format --check $(SOURCES)
 	@$(BIN)/ruff check $(SOURCES)
 	@$(BIN)/pyright
 	@$(BIN)/lint-imports
+
+# The native kernels alone, built again in place after a change; a warning is an error here, though not in an install.
+native:
+	@CFLAGS="-Wall -Wextra -Werror" $(BIN)/python setup.py --quiet build_ext --inplace --force
+	@test -f $(NATIVE)/kernels.so
+
+# They compile without a warning, and torch_abi.h declares what the installed torch does.
+check-native: $(READY)
+	@c++ -std=c++17 -Wall -Wextra -Werror -fsyntax-only \
+	  -I"$$($(BIN)/python -c 'import torch; print(torch.__path__[0])')/include" $(NATIVE)/abi_check.cpp
+	@$(MAKE) --no-print-directory native
 
 format: $(READY)
 	@$(BIN)/ruff format $(SOURCES)

@@ -29,9 +29,10 @@ from transport.types import WeightFormat
 from vramancer_cli.engine import architecture
 from vramancer_cli.engine.quant import rounded_to
 from vramancer_cli.engine.quant_choice import candidates
+from vramancer_cli.engine.quant_head import quantisable_head, quantise_head
 from vramancer_cli.engine.quant_layer import quantise_layer
 from vramancer_cli.engine.weights import weights_bytes
-from vramancer_cli.models.quantisation import INT4, INT8, INT8_GROUPED, Format
+from vramancer_cli.models.quantisation import INT4, INT8, INT8_GROUPED, Format, head_saved_bytes
 
 PAGE: Final = Path(__file__).parents[1] / "docs" / "quantisation.md"
 HELD_OUT_SEED: Final = 20_261_121
@@ -69,9 +70,10 @@ def perplexity(model: PreTrainedModel, rows: Sequence[Encoded], *, answers_only:
 
 
 def quantised(model: PreTrainedModel, quantize: WeightFormat) -> PreTrainedModel:
-    """A copy of `model` in bfloat16 with its layers' weights in the format."""
+    """A copy of `model` in bfloat16 with its layers' weights, and a head of its own, in the format."""
     model = copy.deepcopy(model).bfloat16()
     if quantize != "none":
+        quantise_head(model, quantize)
         for layer in architecture.layers_of(model):
             quantise_layer(layer, quantize)
     return model
@@ -120,7 +122,7 @@ def _layers_bytes(model: PreTrainedModel, quantize: WeightFormat) -> int:
     half = copy.deepcopy(model).bfloat16()
     layers = architecture.layers_of(half)
     ends = sum(p.nbytes for p in half.parameters()) - sum(p.nbytes for p in layers.parameters())
-    return weights_bytes(half, quantize) - ends
+    return weights_bytes(half, quantize) - ends + head_saved_bytes(quantisable_head(half), quantize, "bfloat16")
 
 
 def kernel_errors() -> list[KernelError]:

@@ -28,7 +28,7 @@ PACKAGES: Final = ("transport", "vramancer_cli", "commands")
 RELEASED_FOLDERS: Final = (*PACKAGES, "bench", "build_scripts", "docs", "fuzz", "tests")
 RELEASED_FILES: Final = (
     "ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "Makefile", "README.md",
-    "SECURITY.md", "constraints.txt", "pyproject.toml", "vramancer.spec",
+    "SECURITY.md", "constraints.txt", "pyproject.toml", "setup.py", "vramancer.spec",
 )  # fmt: skip
 
 DEFAULT_TESTS: Final = (
@@ -101,7 +101,7 @@ def copy_source(root: Path, folder: Path) -> None:
     """What is released, without what earlier builds left: setuptools would take a deleted module from `build/`."""
     folder.mkdir()
     for name in RELEASED_FOLDERS:
-        ignored = shutil.ignore_patterns("__pycache__", "*.pyc", "*.egg-info", ".*")
+        ignored = shutil.ignore_patterns("__pycache__", "*.pyc", "*.so", "*.egg-info", ".*")
         shutil.copytree(root / name, folder / name, ignore=ignored)
     for name in RELEASED_FILES:
         shutil.copy2(root / name, folder / name)

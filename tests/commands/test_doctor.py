@@ -15,7 +15,7 @@ from vramancer_cli.doctor.finding import Finding
 from vramancer_cli.engine import families
 
 CHECKS = [
-    "program", "Python", "system", "libraries", "modules", "chat page", "devices", "threads", "child process",
+    "program", "Python", "system", "libraries", "modules", "chat page", "devices", "kernels", "threads", "child process",
     "built-in model", "state folder", "API port", "node port", "mDNS", "addresses", "disk",
 ]  # fmt: skip
 

@@ -22,7 +22,7 @@ from vramancer_cli.doctor import child, computing, examination, program, surroun
 from vramancer_cli.doctor import families as family_checks
 from vramancer_cli.doctor.finding import Check, Finding, Observation
 from vramancer_cli.doctor.surroundings import Surroundings
-from vramancer_cli.engine import devices, families, trial
+from vramancer_cli.engine import devices, families, native, trial
 from vramancer_cli.models import catalog
 from vramancer_cli.runtime import enrolment, run_file
 from vramancer_cli.runtime.run_file import RunRecord
@@ -207,6 +207,14 @@ def test_a_card_that_torch_does_not_see_is_a_warning(monkeypatch: pytest.MonkeyP
     assert "does not see Bright Star" in finding.words
     with_devices(monkeypatch, GPU, CPU)
     assert found(computing.devices).state == "ok"
+
+
+def test_the_kernels_for_quantised_weights_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "instruction_set", lambda: "AVX2")
+    assert found(computing.kernels) == Finding("thing", "ok", "VRAMancer's own, with AVX2")
+    monkeypatch.undo()
+    monkeypatch.setattr(native, "is_there", lambda: False)
+    assert found(computing.kernels).words == "torch's; VRAMancer's own are not part of this installation"
 
 
 def test_threads_compute_at_once() -> None:

@@ -58,6 +58,16 @@ def devices() -> Observation:
     return Observation(words)
 
 
+def kernels() -> Observation:
+    """What multiplies quantised weights on the processor: our own kernels, or torch's, which are slower."""
+    from vramancer_cli.engine import native
+
+    used = native.instruction_set()
+    if used is None:
+        return Observation("torch's; VRAMancer's own are not part of this installation")
+    return Observation(f"VRAMancer's own, with {used}")
+
+
 def _free(device: DeviceFacts) -> str:
     return f"{gib(device.free_bytes)} of {gib(device.total_bytes)} free"
 

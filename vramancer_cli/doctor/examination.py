@@ -23,6 +23,7 @@ def checks(build: str, around: Surroundings) -> tuple[Check, ...]:
         Check("modules", program.modules, _IMPORT_S),
         Check("chat page", program.page),
         Check("devices", computing.devices, 120.0),
+        Check("kernels", computing.kernels),
         Check("threads", computing.threads, 2 * computing.THREAD_S),
         Check("child process", computing.child_process, computing.CHILD_S + 15.0),
         Check("built-in model", computing.builtin_model, 120.0),

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from transport.messages import Plan, Step
+from transport.types import WeightFormat
 from vramancer_cli.engine import architecture, weights
 from vramancer_cli.engine.boundary import Boundary, gathered, nothing
 from vramancer_cli.engine.checkpoint import Checkpoint
@@ -35,18 +36,19 @@ class NonFiniteLogitsError(VramancerError):
 class EndsModel:
     """Embedding, final norm and output head of a checkpoint: on meta after construction, usable after `load`."""
 
-    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, quantize: WeightFormat = "none") -> None:
         self._checkpoint = checkpoint
+        self._quantize: WeightFormat = quantize
         trace = trace_layers(checkpoint)
         self._model = architecture.build(checkpoint, dtype, ragged=trace.ragged)
         self._split = architecture.keep_ends(self._model, trace.seams)
         self._entering, self._result = trace.seams.at(0), trace.seams.result
         self.vocab_size: int = self._model.config.get_text_config().vocab_size
-        self.weights_bytes = weights.weights_bytes(self._model)
+        self.weights_bytes = weights.weights_bytes(self._model, quantize)
 
     def load(self, device: torch.device, progress: Progress) -> None:
         """Read the owned tensors to `device`. Raises ModelError."""
-        weights.load_into(self._model, self._checkpoint, device, progress)
+        weights.load_into(self._model, self._checkpoint, device, progress, self._quantize)
         self._try(device)
 
     def unload(self) -> None:
@@ -143,7 +145,7 @@ def load_ends(folder: Path, plan: Plan, budget: MemoryBudget, device: torch.devi
 
     What `plan.ends_bytes` holds beyond the weights is workspace: rows of logits are taken in turns that fit into it.
     """
-    model = EndsModel(checked(folder, plan), DTYPES[plan.dtype])
+    model = EndsModel(checked(folder, plan), DTYPES[plan.dtype], plan.quantize)
     row_bytes = HEAD_COPIES * model.vocab_size * torch.float32.itemsize
     workspace_bytes = max(row_bytes, plan.ends_bytes - model.weights_bytes)
     held = budget.reserve(f"Embedding and output head of {plan.model.name}", model.weights_bytes + workspace_bytes)

@@ -27,6 +27,7 @@ from vramancer_cli.engine.quant_kernels import (
     OnednnInt8,
     TorchInt8,
 )
+from vramancer_cli.engine.quant_native import native_kernels
 from vramancer_cli.models.quantisation import INT8, INT8_GROUPED, TRIED_ELEMENTS, Format
 from vramancer_cli.telemetry import log
 
@@ -63,12 +64,12 @@ def kernel_for(weight: QuantisedWeight, dtype: torch.dtype) -> Kernel:
 
 
 def candidates(held: Format, device: torch.device) -> tuple[Make, ...]:
-    """What torch may have for the device, the fallback last; whether this machine has it shows when it is tried."""
+    """What there may be for the device, the fallback last; whether this machine has it shows when it is tried."""
     int8: dict[str, tuple[Make, ...]] = {"cpu": (OnednnInt8, TorchInt8), "cuda": (TorchInt8,)}
     halves: dict[str, tuple[Make, ...]] = {"cpu": (CpuHalves,), "cuda": (CudaHalves,)}
     int4: dict[str, tuple[Make, ...]] = {"cpu": (CpuInt4,), "cuda": (CudaInt4,)}
     makes = {INT8: int8, INT8_GROUPED: halves}.get(held, int4)
-    return (*makes.get(device.type, ()), Dequantise)
+    return (*native_kernels(held, device), *makes.get(device.type, ()), Dequantise)
 
 
 @functools.cache

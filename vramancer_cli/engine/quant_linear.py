@@ -89,11 +89,12 @@ def linears(layer: torch.nn.Module) -> dict[str, torch.nn.Linear]:
     return {
         name: module
         for name, module in layer.named_modules()
-        if type(module) is torch.nn.Linear and _is_worth_it(module) and module.out_features not in experts
+        if type(module) is torch.nn.Linear and is_worth_it(module) and module.out_features not in experts
     }
 
 
-def _is_worth_it(linear: torch.nn.Linear) -> bool:
+def is_worth_it(linear: torch.nn.Linear) -> bool:
+    """Whether its rows are whole groups, and it is not small."""
     return linear.in_features % GROUP == 0 and linear.weight.numel() >= LEAST_ELEMENTS
 
 

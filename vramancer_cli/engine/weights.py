@@ -29,6 +29,7 @@ from transport.types import WeightFormat
 from vramancer_cli.engine import architecture
 from vramancer_cli.engine.checkpoint import Checkpoint, open_checkpoint
 from vramancer_cli.engine.devices import empty_cache
+from vramancer_cli.engine.quant_head import quantisable_head, quantise_head
 from vramancer_cli.engine.quant_layer import quantisable, quantise_layer
 from vramancer_cli.engine.read_progress import Progress, ReadProgress
 from vramancer_cli.engine.rounding import Rounding
@@ -38,7 +39,7 @@ from vramancer_cli.engine.tensors import DTYPES
 from vramancer_cli.engine.trace import Trace, trace_layers
 from vramancer_cli.errors import ModelError
 from vramancer_cli.models.facts import ModelFacts, WindowElements
-from vramancer_cli.models.quantisation import Quantisable, saved_bytes
+from vramancer_cli.models.quantisation import Quantisable, head_saved_bytes, saved_bytes
 
 HEAD_COPIES: Final = 6
 """Float32 vectors of vocabulary length alive while one row is sampled: logits, log-probabilities, shares, and sorted
@@ -82,6 +83,7 @@ def model_facts(folder: Path, ref: ModelRef) -> ModelFacts:
         state_elements_per_sequence=_states(trace, layer_count),
         workspace_elements_per_token=max(trace.live_elements, head_elements),
         layer_quantisable=layer_quantisable,
+        head=quantisable_head(model),
     )
 
 
@@ -106,7 +108,8 @@ def weights_bytes(model: PreTrainedModel, quantize: WeightFormat = "none", check
     if quantize == "none":
         return plain_bytes
     dtype = next(name for name, kind in DTYPES.items() if kind == model.dtype)
-    return plain_bytes - sum(saved_bytes(parts, quantize, dtype) for parts in _quantisable(model, checkpoint))
+    saved = sum(saved_bytes(parts, quantize, dtype) for parts in _quantisable(model, checkpoint))
+    return plain_bytes - saved - head_saved_bytes(quantisable_head(model), quantize, dtype)
 
 
 def _quantisable(model: PreTrainedModel, checkpoint: Checkpoint | None) -> tuple[tuple[Quantisable, ...], ...]:
@@ -172,7 +175,9 @@ def load_into(
         taken = taken_over(packed[layer], quantize) if layer is not None else {}
         read = [reading.counted(tensor) for tensor in group if tensor not in taken.values()]
         missing &= _load_group(model, read, mapping, device)
-        if layer is not None and quantize != "none":
+        if layer is None:
+            quantise_head(model, quantize)
+        elif quantize != "none":
             rounding.note(layers[layer], layer, group, taken)
             counted = {name: reading.counted(tensor) for name, tensor in taken.items()}
             quantise_layer(layers[layer], quantize, readers(counted, device))

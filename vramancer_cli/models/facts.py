@@ -10,7 +10,13 @@ from transport.messages import ModelRef
 from transport.types import DTYPE_BYTES, CacheFormat, LayerRange, WeightFormat
 from vramancer_cli.errors import ModelError
 from vramancer_cli.models.cache_format import held_bytes
-from vramancer_cli.models.quantisation import Quantisable, quantising_bytes, saved_bytes
+from vramancer_cli.models.quantisation import (
+    Quantisable,
+    head_quantising_bytes,
+    head_saved_bytes,
+    quantising_bytes,
+    saved_bytes,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +44,7 @@ class ModelFacts:
     keeps any.
     `workspace_elements_per_token`: the most that is alive at once while one token row passes a layer or the head.
     `context_tokens`: the longest context that the checkpoint declares. `layer_quantisable[i]`: the weights of layer i
-    that a quantised plan holds in its format; empty: none of any.
+    that a quantised plan holds in its format; empty: none of any. `head`: the output head, where it can be quantised.
     """
 
     ref: ModelRef
@@ -52,6 +58,7 @@ class ModelFacts:
     kv_elements_per_token: tuple[int, ...]
     workspace_elements_per_token: int
     layer_quantisable: tuple[tuple[Quantisable, ...], ...] = ()
+    head: Quantisable | None = None
     state_elements_per_sequence: tuple[int, ...] = ()
     windows: tuple[WindowElements, ...] = ()
     kv_vectors_per_token: tuple[int, ...] = ()
@@ -83,8 +90,13 @@ class ModelFacts:
         pairs = zip(self.layer_parameters, self.layer_quantisable, strict=True)
         return max(quantising_bytes(parts, quantize, count, dtype, self.checkpoint_dtype) for count, parts in pairs)
 
-    def ends_bytes(self, dtype: str) -> int:
-        return self.ends_parameters * DTYPE_BYTES[dtype]
+    def ends_bytes(self, dtype: str, quantize: WeightFormat = "none") -> int:
+        return self.ends_parameters * DTYPE_BYTES[dtype] - head_saved_bytes(self.head, quantize, dtype)
+
+    def ends_workspace_bytes(self, dtype: str, quantize: WeightFormat, max_step_tokens: int) -> int:
+        """What the ends use beside their weights: a step's rows of logits, or before any step a head in the making."""
+        making_bytes = head_quantising_bytes(self.head, quantize, dtype, self.checkpoint_dtype)
+        return max(self.workspace_bytes(max_step_tokens), making_bytes)
 
     def kv_bytes(
         self,

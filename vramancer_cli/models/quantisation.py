@@ -71,6 +71,14 @@ def format_of(quantize: WeightFormat, inputs: int, stored: Format | None = None)
     return Format(wanted.bits, group)
 
 
+def head_format(quantize: WeightFormat) -> Format | None:
+    """What a plan holds an output head in that is a weight of its own; None: in the plan's dtype.
+
+    In eight bits also where layers are held in four: each logit is one product, whose error nothing evens out.
+    """
+    return INT8 if quantize in _ROUNDED_TO else None
+
+
 @dataclass(frozen=True, slots=True)
 class Quantisable:
     """Weights of one shape that a format may hold: `count` of [outputs, inputs], inputs a multiple of 32."""
@@ -98,6 +106,21 @@ class Quantisable:
     def is_taken_over(self, quantize: WeightFormat) -> bool:
         """Whether it is held as the checkpoint has it, and never in the plan's dtype."""
         return self.stored is not None and format_of(quantize, self.inputs, self.stored) == self.stored
+
+
+def head_saved_bytes(head: Quantisable | None, quantize: WeightFormat, dtype: str) -> int:
+    """How much less an output head takes than in `dtype`."""
+    held = None if head is None else head_format(quantize)
+    if head is None or held is None:
+        return 0
+    return head.parameters * DTYPE_BYTES[dtype] - held.held_bytes(head.outputs, head.inputs)
+
+
+def head_quantising_bytes(head: Quantisable | None, quantize: WeightFormat, dtype: str, stored_dtype: str) -> int:
+    """What it takes, beside the quantised head, while that is made."""
+    if head is None or head_format(quantize) is None:
+        return 0
+    return quantising_bytes((head,), "int8", head.parameters, dtype, stored_dtype)
 
 
 def saved_bytes(parts: Iterable[Quantisable], quantize: WeightFormat, dtype: str) -> int:

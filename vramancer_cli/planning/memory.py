@@ -103,7 +103,8 @@ def price(facts: ModelFacts, settings: PlanSettings, dtype: str) -> Costs:
     )
     most_states = settings.max_sequences if facts.has_state else 0
     return Costs(
-        ends_bytes=facts.ends_bytes(dtype) + facts.workspace_bytes(settings.max_step_tokens),
+        ends_bytes=facts.ends_bytes(dtype, settings.quantize)
+        + facts.ends_workspace_bytes(dtype, settings.quantize, settings.max_step_tokens),
         workspace_bytes=stage_workspace_bytes(
             facts, dtype, settings.quantize, tokens, settings.max_step_tokens, settings.kv_cache
         ),

@@ -95,8 +95,8 @@ class HeadParts:
         if self._ends is None:
             return False
         made_for = self._ends[0]
-        alike = (plan.model, plan.dtype, plan.ends_bytes)
-        return alike == (made_for.model, made_for.dtype, made_for.ends_bytes)
+        alike = (plan.model, plan.dtype, plan.quantize, plan.ends_bytes)
+        return alike == (made_for.model, made_for.dtype, made_for.quantize, made_for.ends_bytes)
 
     def _drop_ends(self) -> None:
         self._ends = None

@@ -14,6 +14,7 @@ from vramancer_cli.engine.quant_kernels import (
     OnednnInt8,
     TorchInt8,
 )
+from vramancer_cli.engine.quant_native import native_kernels
 from vramancer_cli.models.quantisation import INT4, INT8, INT8_GROUPED, Format
 
 CPU = torch.device("cpu")
@@ -21,10 +22,12 @@ FORMATS = (INT8, INT8_GROUPED, INT4, Format(4, 64), Format(4, 128))
 KERNELS: list[tuple[Make, Format]] = [
     (OnednnInt8, INT8), (TorchInt8, INT8), (CpuHalves, INT8_GROUPED),
     *((CpuInt4, held) for held in FORMATS if held.bits == 4), *((Dequantise, held) for held in FORMATS),
+    *((make, held) for held in FORMATS for make in native_kernels(held, CPU)),
 ]  # fmt: skip
 EVERY_KERNEL = pytest.mark.parametrize(
     ("make", "held"), KERNELS, ids=[f"{make.__name__}-{held.bits}-{held.group}" for make, held in KERNELS]
 )
+INT8_KERNELS = [make for make, held in KERNELS if held == INT8 and make is not Dequantise]
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 
 
@@ -59,7 +62,7 @@ def test_a_kernel_is_within_a_hundredth_of_its_dequantised_weight(
     assert (found.float() - reference).norm() < 1e-2 * reference.norm()
 
 
-@pytest.mark.parametrize("make", [OnednnInt8, TorchInt8])
+@pytest.mark.parametrize("make", INT8_KERNELS)
 def test_nearly_all_of_an_int8_kernels_error_is_the_rounding_of_its_rows(make: Make):
     quantised = weight(INT8)
     rows = noise(16, 512)
@@ -98,10 +101,11 @@ def test_int8_kernels_give_the_same_bits(dtype: torch.dtype):
     """So it does not matter which one a node measures to be the fastest."""
     quantised = weight(INT8, columns=4096)
     rows = noise(7, 4096).to(dtype)
-    assert torch.equal(OnednnInt8(quantised)(rows), TorchInt8(quantised)(rows))  # pyright: ignore[reportArgumentType]
+    first, *others = (make(quantised)(rows) for make in INT8_KERNELS)
+    assert all(torch.equal(first, other) for other in others)
 
 
-@pytest.mark.parametrize("make", [OnednnInt8, TorchInt8])
+@pytest.mark.parametrize("make", INT8_KERNELS)
 def test_the_largest_int8_sums_do_not_overflow(make: Make):
     quantised = rounded_to(INT8, torch.ones(16, 4096))
     assert torch.allclose(make(quantised)(torch.ones(2, 4096)), torch.tensor(4096.0), rtol=1e-5)

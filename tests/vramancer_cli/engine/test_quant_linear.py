@@ -116,7 +116,7 @@ def held_tensors(shard: Shard) -> list[torch.Tensor]:
     packed: list[torch.Tensor] = []
     for kernel in kernels:
         values = vars(kernel)
-        packed += [values.get("_packed", values.get("_codes")), values["_scales"]]
+        packed += [values[name] for name in ("_packed", "_codes", "_scales") if name in values]
     return [*(parameter for parameter in shard._model.parameters()), *packed]
 
 

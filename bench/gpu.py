@@ -28,13 +28,14 @@ from bench.table.held import ours_bytes
 from bench.table.model import EIGHT_B, checkpoint
 from bench.table.ours import Ours, Place, Serving, running
 from bench.table.preparing import WORK, ends_cleanly, say
+from transport.types import WeightFormat
 
 DECODE_GOAL: Final = 0.7
 PREFILL_GOAL: Final = 0.6
 PROMPT: Final = 1024
 TOKENS: Final = 128
 STREAMS: Final = 64
-FORMATS: Final = ("none", "int4")
+FORMATS: Final[tuple[WeightFormat, ...]] = ("none", "int4")
 COMPARED: Final = ("ours", "the ceiling")
 _COPY_BYTES: Final = 4 << 30
 _SIDE: Final = 8192

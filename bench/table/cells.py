@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
+from transport.types import WeightFormat
+
 Bits = Literal[8, 4]
 Setting = Literal["one process", "two hosts"]
 Peer = Literal["llama.cpp", "ourselves in one 1-core process"]
@@ -55,7 +57,7 @@ BITS: Final[tuple[Bits, ...]] = (8, 4)
 class Formats(NamedTuple):
     """What both sides hold the layers' weights in, at equal bits per weight."""
 
-    ours: str
+    ours: WeightFormat
     theirs: str
 
 

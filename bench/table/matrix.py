@@ -71,7 +71,8 @@ class Line:
 
     def cells(self) -> tuple[str, ...]:
         ratio = f"{self.ours / self.theirs:.2f} x" if self.ours and self.theirs else ""
-        what = f"decode, {self.streams} streams behind {self.prompt}" if self.streams else f"prefill {self.prompt}"
+        streams = f"{self.streams} stream{'s' if self.streams > 1 else ''}"
+        what = f"decode, {streams} behind {self.prompt}" if self.streams else f"prefill {self.prompt}"
         where = f"{self.scene.processes} x 1 core, {self.scene.way}"
         rates = ("" if rate is None else f"{rate:.3g}" for rate in (self.ours, self.theirs))
         return (f"{self.scene.bits} bit", where, what, *rates, ratio, f"{self.predicted:.3g}", self.why)

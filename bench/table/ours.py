@@ -17,6 +17,7 @@ from bench.table.model import Shape
 from bench.table.streams import NotMeasuredError, Told, ask, crowd_rate, fresh_prompt
 from bench.table.wire import Host, inside
 from build_scripts.local_cluster import LocalCluster, local_cluster
+from transport.types import WeightFormat
 from vramancer_cli.cluster.status import ClusterStatus
 from vramancer_cli.runtime.session import MAX_RUNNING
 
@@ -109,7 +110,7 @@ class Serving:
 
     shape: Shape
     checkpoint: Path
-    quantize: str
+    quantize: WeightFormat
     dtype: str = "bfloat16"
     context_tokens: int = 1024
     memory_bytes: int = 3 << 30

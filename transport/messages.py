@@ -138,8 +138,8 @@ class Plan(msgspec.Struct, frozen=True):
     more, for layers that look back no further; and `state_slots` recurrent states of one sequence each are the last
     group: 0 for a model without, whose steps do not name that group. A stage's `kv_bytes` pay for all of them.
     `quantize`: what the layers' weights are held in, the same on every node, and an output head of its own in eight
-    bits; the embedding, and all that is computed, stay in `dtype`. `kv_cache`: what keys and values are held in: "plain"
-    is `dtype`.
+    bits; the embedding, and all that is computed, stay in `dtype`. `kv_cache`: what keys and values are held in:
+    "plain" is `dtype`.
     """
 
     epoch: Natural

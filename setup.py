@@ -28,8 +28,8 @@ FLAGS = [
     "-fvisibility=hidden",
 ]
 """No contraction: where a sum and a product become one rounding is written out, so that it is the same everywhere.
-Uninitialised is what gcc 12 finds in its own header of intrinsics. `omp simd` loops may be reordered as they are marked,
-no others."""
+Uninitialised is what gcc 12 finds in its own header of intrinsics. `omp simd` loops may be reordered as they are
+marked, no others."""
 
 
 class Kernels(build_ext):

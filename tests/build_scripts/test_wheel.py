@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from dataclasses import replace
@@ -15,6 +17,7 @@ from build_scripts import wheel
 from build_scripts.wheel import LEFT_OUT, PACKAGES, ROOT, Installed, Release, WheelError
 from vramancer_cli import __version__
 
+KERNELS = "vramancer_cli/engine/native/kernels.torch.so"
 ONE_CLUSTER = "tests/system/test_cluster.py::test_three_nodes_answer_and_each_counts_its_share"
 
 
@@ -50,8 +53,12 @@ def test_the_wheel_holds_the_program_and_nothing_else(source: Path, release: Rel
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         entry_points = next(name for name in archive.namelist() if name.endswith(".dist-info/entry_points.txt"))
         assert "vramancer = vramancer_cli.__main__:main" in archive.read(entry_points).decode()
-    assert names == files_of(source, *PACKAGES)
-    assert release.wheel.name == f"vramancer-{__version__}-py3-none-any.whl", "pyproject.toml says another version"
+    assert names - {KERNELS} == files_of(source, *PACKAGES)
+    platform = sysconfig.get_platform().replace("-", "_").replace(".", "_") if KERNELS in names else "any"
+    assert release.wheel.name == f"vramancer-{__version__}-py3-none-{platform}.whl", (
+        "pyproject.toml says another version"
+    )
+    assert (KERNELS in names) == (shutil.which("c++") is not None), "kernels are built where there is a compiler"
     assert {"vramancer_cli/serving/page/index.html", "vramancer_cli/models/guide/model.safetensors"} <= names
 
 

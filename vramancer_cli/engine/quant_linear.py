@@ -65,7 +65,7 @@ def quantise_linears(
     rounds. `siblings` share a product where they are held alike.
     """
     for names in _together(linears(layer), siblings):
-        found = {name: layer.get_submodule(name) for name in names}
+        found: dict[str, Any] = {name: layer.get_submodule(name) for name in names}
         biases = {name: linear.bias for name, linear in found.items()}
         dtypes = {linear.weight.dtype for linear in found.values()}
         held = {name: weight for name in names if (weight := _quantised(found[name], quantize, taken.get(name)))}

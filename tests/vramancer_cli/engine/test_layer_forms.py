@@ -61,7 +61,7 @@ def test_families_of_the_form_run_flat(tmp_path: Path, family: str, quantize: st
 def test_other_families_keep_their_own_code(tmp_path: Path, family: str):
     """Norms behind the halves only, scaled residuals, both halves at once, experts, other norms, pairs that lie
     side by side."""
-    extra = {"residual_multiplier": 0.5} if family == "granite" else {}
+    extra: dict[str, Any] = {"residual_multiplier": 0.5} if family == "granite" else {}
     assert kinds(shard_of(make_checkpoint(tmp_path, family, **WIDE, **extra))) == [False, False]
 
 

@@ -2,8 +2,8 @@
 
     python -m bench.table [--cells ABC] [--bits 8] [--repetitions N] [--add] [--curves delay] [--no-peers]
 
-The first run builds llama.cpp (some ten minutes) and makes the model (two). Cells that are named are measured alone;
-with `--add` they take the place of their rows in the last run's table.
+The first run builds llama.cpp (some ten minutes) and makes the model (two). With `--add`, the cells that are named take
+the place of their rows in the last run's table, and nothing else is measured but the curves that are named.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _measured(bench: Bench, around: Mapping[str, str], options: argparse.Namespa
     for record in _records(bench, options):
         told = report.merged(told, around, [record], ())
         report.write(told, options.out)
-    others = _transformers(bench.checkpoint) if options.peers else ()
+    others = _transformers(bench.checkpoint) if options.peers and not options.add else ()
     return report.write(report.merged(told, around, (), others), options.out)
 
 
@@ -82,10 +82,13 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--repetitions", type=int, default=0, help="of each pair (default: each cell's own)")
     parser.add_argument("--add", action="store_true", help="to the last run's table")
     parser.add_argument("--no-peers", dest="peers", action="store_false", help="without transformers")
-    parser.add_argument("--curves", nargs="*", choices=growth.KINDS, default=growth.KINDS, help="default: all")
+    parser.add_argument("--curves", nargs="*", choices=growth.KINDS, help="default: all, none with --add")
     parser.add_argument("--work", type=Path, default=WORK, help="what is made once and kept")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.curves is None:
+        options.curves = [] if options.add else list(growth.KINDS)
+    return options
 
 
 if __name__ == "__main__":

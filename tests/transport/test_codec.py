@@ -211,8 +211,12 @@ def test_optional_messages_carry_the_flag() -> None:
         "Renewed",
         "FetchProgress",
         "Leaving",
+        "AskSpans",
+        "Spans",
         "LinkSpeed",
         "BadFrames",
+        "FetchLayersAhead",
+        "AheadProgress",
     ]
     assert take_apart(encode(0, 0, Whisper("psst"))[0])[0].optional
 

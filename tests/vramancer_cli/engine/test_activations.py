@@ -18,6 +18,7 @@ from vramancer_cli.engine.boundary import Boundary
 from vramancer_cli.engine.seam import HIDDEN, SCALES
 from vramancer_cli.engine.tensors import DTYPES, to_buffer
 from vramancer_cli.engine.torch_engine import TorchEngine
+from vramancer_cli.errors import NonFiniteError
 from vramancer_cli.models.activation_format import CODE_BITS, GROUP_ELEMENTS, crossing_bytes
 from vramancer_cli.models.catalog import builtin_folder
 
@@ -73,10 +74,15 @@ def test_a_row_does_not_feel_its_neighbours_whatever_their_number(form: Activati
 def test_what_is_not_finite_is_refused_at_the_other_end(
     engine: TorchEngine, form: ActivationFormat, value: float
 ) -> None:
+    """As from a node that does not look at what it sends: ours refuses to round it."""
     rows = torch.randn(3, 128)
     rows[1, 77] = value
+    with pytest.raises(NonFiniteError):
+        received(engine, rows, form)
+    codes, scales = rounded(rows, form)
+    buffers = {name: to_buffer(name, tensor) for name, tensor in ((SCALES, scales), (HIDDEN, codes))}
     with pytest.raises(RemoteProtocolError, match="not finite"):
-        engine.from_buffers(received(engine, rows, form))
+        engine.from_buffers(buffers)
 
 
 def test_zeros_stay_zeros() -> None:

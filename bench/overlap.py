@@ -176,8 +176,9 @@ def start(cluster: LocalCluster, model: Path, options: argparse.Namespace, cores
     own = ("--device", "cpu", "--dtype", "bfloat16", "--memory", options.memory if len(cores) > 1 else "8GiB")
     with on_cores((cores[0],)):
         cluster.start_head(
-            "--model", str(model), "--quantize", f"int{options.bits}", "--draft", "off", "--context", "2048", *own
-        )
+            "--model", str(model), "--quantize", f"int{options.bits}", "--draft", "off", "--context", "2048", *own,
+            "--prefer", "room",
+        )  # fmt: skip
     for core in cores[1:]:
         with on_cores((core,)):
             cluster.add_worker(*own)

@@ -119,7 +119,7 @@ class Serving:
     def flags(self) -> tuple[str, ...]:
         return (
             "--model", str(self.checkpoint), "--quantize", self.quantize, "--draft", "off",
-            "--dtype", self.dtype, "--context", str(self.context_tokens), *self.memory(head=True),
+            "--dtype", self.dtype, "--context", str(self.context_tokens), *self.memory(head=True), "--prefer", "room",
         )  # fmt: skip
 
     def memory(self, *, head: bool = False) -> tuple[str, ...]:
